@@ -1,0 +1,184 @@
+"""The command ``autoshard``: results to stdout, everything else to stderr.
+
+Only click is loaded here; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import autoshard
+from autoshard.app import App, say
+from autoshard.options import Count, Ratio, cost_profile, problem_arguments, problem_options
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+
+
+@click.group(
+    "autoshard",
+    cls=App,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  autoshard solve --model llama3-70b --pods 1
+  autoshard solve --model llama3-405b --chip h100 --chips 16384 --global-batch-tokens 16Mi
+  autoshard solve --model ./config.json --cluster ours.toml --chart front.html
+  autoshard explain --model llama3-70b --pods 1
+
+Exit status: 0 solved, 2 bad input, 3 infeasible, 130 interrupted.""",
+)
+@click.version_option(autoshard.__version__, prog_name="autoshard", message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Find the fastest parallelism plan for training a model on a cluster, and prove it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard solve --model llama3-70b --pods 1
+  autoshard solve --model llama3-8b --chip h100 --chips 64 --memory-limit 72GiB --where "tp <= 8"
+  autoshard solve --model llama3-70b --topology 8x8x8 --points 0 --csv > front.csv""",
+)
+@problem_options
+@click.option(
+    "--points", type=int, default=20, show_default=True, help="Plans to show at most; 0 for all."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the documented JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the front as CSV.")
+@click.option("--parquet", metavar="FILE", help="Write the front as Parquet.")
+@click.option("--save", metavar="FILE", help="Write the JSON, for ParetoFront.load.")
+@click.option("--chart", metavar="FILE", help="Draw the front: .html, .svg or .png.")
+@_QUIET
+def solve(**values: Any) -> None:
+    """The proven Pareto front of step time against memory per chip."""
+    from autoshard.outputs import check_chart, check_file, write_chart, write_file
+
+    if values["as_json"] and values["as_csv"]:
+        raise click.UsageError("--json and --csv both print; give one of them.")
+    files = {name: values[name] for name in ("save", "parquet", "chart")}
+    check_file("--save", files["save"])
+    check_file("--parquet", files["parquet"])
+    check_chart(files["chart"])
+    profile = cost_profile(values["costs"], values["layer"], values["overlap"])
+    front = _solve(values, profile, points=values["points"])
+    written = [
+        *write_file("--save", files["save"], front.save),
+        *write_file("--parquet", files["parquet"], lambda path: front.frame.write_parquet(path)),
+        *write_file("--chart", files["chart"], lambda path: write_chart(front, path)),
+    ]
+    if values["as_json"]:
+        click.echo(front.to_json())
+    elif values["as_csv"]:
+        click.echo(front.frame.write_csv(), nl=False)
+    else:
+        from autoshard.report import front_report
+
+        about = f"{profile.name}, {profile.description}" if profile.description else profile.name
+        click.echo(front_report(front, tokens=values["tokens"], assumptions=about))
+    if written and not values["quiet"]:
+        click.echo(f"wrote {', '.join(written)}", err=True)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard explain --model llama3-70b --pods 1
+  autoshard explain --model llama2-13b --chips 4096 --global-batch-tokens 3M --no-solve""",
+)
+@problem_options
+@click.option(
+    "--mfu", type=Ratio(), default="40%", show_default=True, help="MFU that the book assumes."
+)
+@click.option(
+    "--checkpoints", type=int, default=4, show_default=True, help="Tensors a layer that it saves."
+)
+@click.option("--no-solve", is_flag=True, help="The book's reasoning only, without a search.")
+@_JSON
+@_QUIET
+def explain(**values: Any) -> None:
+    """The scaling book's reasoning, and where the time goes."""
+    import json
+
+    from autoshard.explain import explain as reason
+    from autoshard.solve import build_problem
+
+    profile = cost_profile(values["costs"], values["layer"], values["overlap"])
+    front = None if values["no_solve"] else _solve(values, profile, points=1)
+    best = None if front is None else front.points[0]
+    explanation = reason(
+        build_problem(values["model"], **problem_arguments(values)),
+        tokens=values["tokens"],
+        mfu=values["mfu"],
+        checkpoints=values["checkpoints"],
+        overlap=values["overlap"] or "max",
+        plan=None if best is None else best.plan,
+        step_time_s=None if best is None else best.step_time_s,
+    )
+    if values["as_json"]:
+        fastest = None if best is None else best.to_dict()
+        click.echo(json.dumps({**explanation.to_dict(), "fastest": fastest}, indent=2))
+        return
+    from autoshard.explain_report import explain_report
+
+    click.echo(explain_report(explanation, front))
+
+
+@main.command()
+@click.option("--costs", is_flag=True, help="List cost profiles and models instead.")
+@_JSON
+def models(costs: bool, as_json: bool) -> None:
+    """List the model presets, or what can be given as --costs."""
+    from autoshard import listings
+
+    if costs:
+        _list("costs", listings.costs, listings.cost_columns, as_json)
+    else:
+        _list("models", listings.models, listings.model_columns, as_json)
+
+
+@main.command()
+@_JSON
+def clusters(as_json: bool) -> None:
+    """List the chips, with their peaks, memory, pods and networks."""
+    from autoshard import listings
+
+    _list("chips", listings.chips, listings.chip_columns, as_json, listings.CHIPS_NOTE)
+
+
+def _list(what: str, values: Any, columns: Any, as_json: bool, note: str = "") -> None:
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"schema": f"autoshard.{what}/1", what: values()}, indent=2))
+        return
+    from autoshard.report import plain_table, render
+
+    click.echo(render(plain_table(columns()), note))
+
+
+def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.ParetoFront:
+    """Solve with a line of progress; a warning where the search did not come to its end."""
+    from autoshard.progress import Progress
+    from autoshard.solve import solve as find
+
+    with Progress(quiet=values["quiet"]) as progress:
+        front = find(
+            values["model"],
+            **problem_arguments(values),
+            costs=profile,
+            where=values["where"],
+            points=points,
+            gap=values["gap"],
+            time_limit_s=values["time_limit"],
+            progress=progress.tell,
+        )
+    if not front.complete and not values["quiet"]:
+        say("warning", "the search was stopped: each plan is real, and points may be missing.")
+    return front

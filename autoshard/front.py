@@ -1,0 +1,214 @@
+"""The answer: a Pareto front of step time against memory per chip, every point with its proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoshard.costmodels.errors import Infeasible, SpecError
+from autoshard.costmodels.plan import Plan
+from autoshard.sizes import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    import altair
+    import polars
+
+#: Version of the JSON form; a reader accepts every schema of the same major number.
+SCHEMA = "autoshard.front/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """One plan of the front, in SI units.
+
+    ``mfu`` is ``6 P T`` over the peak of the chips used (attention dot products not counted). No plan of
+    the space within ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the relative distance
+    to it and ``proven`` that it is within the gap asked for. ``binding`` is ``compute``, ``hbm`` or
+    ``communication``, ``binding_by`` says of what; ``comms_over_compute`` is the communication that holds
+    the busiest network longest, over compute (recompute left out of both).
+    """
+
+    plan: Plan
+    step_time_s: float
+    memory_bytes: float
+    mfu: float
+    binding: str
+    binding_by: str
+    comms_over_compute: float
+    lower_bound_s: float
+    gap: float
+    proven: bool
+    breakdown: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The point as plain values."""
+        plan = self.plan.to_dict()
+        return {
+            "plan": plan,
+            "layers_per_stage": plan["layers_per_stage"],
+            "remat": plan["remat"],
+            "chips_used": plan["chips_used"],
+            **{name: getattr(self, name) for name in POINT_FIELDS},
+            "breakdown": dict(self.breakdown),
+        }
+
+
+POINT_FIELDS = (
+    "step_time_s",
+    "memory_bytes",
+    "mfu",
+    "binding",
+    "binding_by",
+    "comms_over_compute",
+    "lower_bound_s",
+    "gap",
+    "proven",
+)
+
+#: Fields of a point that are not numbers.
+_KINDS: Mapping[str, type] = {"binding": str, "binding_by": str, "proven": bool}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParetoFront:
+    """Points from the fastest to the smallest, with the problem they answer.
+
+    ``problem`` and ``search`` are plain values: what was asked (model, cluster, workload, recipe, costs)
+    and how it was found (candidates seen, seconds spent, whether the search ran to its end).
+    ``notes`` are sentences about the answer: idle chips and the batch that would fill them.
+    """
+
+    problem: Mapping[str, Any]
+    points: tuple[FrontPoint, ...]
+    search: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search ran to its end: no time limit, no Ctrl-C."""
+        return bool(self.search.get("complete", True))
+
+    def point(self, within: str | float | None = None) -> FrontPoint:
+        """The fastest point, or the fastest that fits ``within`` bytes (``"72GiB"`` or a number).
+
+        Raises:
+            Infeasible: no point of this front is that small; the smallest is named.
+            SpecError: the size cannot be read.
+        """
+        if within is None:
+            return self.points[0]
+        budget = parse_bytes(within)
+        for point in self.points:
+            if point.memory_bytes <= budget:
+                return point
+        raise Infeasible(
+            f"no plan of this front fits in {format_bytes(budget)} per chip; the smallest needs "
+            f"{format_bytes(self.points[-1].memory_bytes)}."
+        )
+
+    def fastest(self, within: str | float | None = None) -> Plan:
+        """The plan of :meth:`point`."""
+        return self.point(within).plan
+
+    @property
+    def frame(self) -> polars.DataFrame:
+        """The front as a polars frame, one row a point; nested values as JSON text."""
+        import polars as pl
+
+        return pl.DataFrame([flat_row(point) for point in self.points])
+
+    def chart(self) -> altair.LayerChart:
+        """Step time against memory per chip, coloured by what binds."""
+        from autoshard.plot import front_chart
+
+        return front_chart(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON form, ``schema`` first."""
+        points = [point.to_dict() for point in self.points]
+        return {
+            "schema": SCHEMA,
+            "problem": dict(self.problem),
+            "fastest": points[0],
+            "front": points,
+            "notes": list(self.notes),
+            "search": dict(self.search),
+        }
+
+    def to_json(self) -> str:
+        """The JSON form as text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON form to a file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ParetoFront:
+        """Read a front that :meth:`save` or ``--json`` wrote.
+
+        Raises:
+            SpecError: the file is missing, is not JSON, or is not a front.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise SpecError(f"{path}: is not JSON ({error}).") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ParetoFront:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            SpecError: the values are not a front of this major schema.
+        """
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise SpecError(f"not a front: schema is {schema!r}, this version reads {SCHEMA!r}.")
+        try:
+            front = cls(
+                problem=dict(data["problem"]),
+                points=tuple(_point(point) for point in data["front"]),
+                search=dict(data.get("search", {})),
+                notes=tuple(data.get("notes", ())),
+            )
+        except KeyError as error:
+            raise SpecError(f"not a front: key {error.args[0]!r} is missing.") from None
+        except SpecError as error:
+            raise SpecError(f"not a front: {error}") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise SpecError(f"not a front: a value is of the wrong kind ({error}).") from None
+        if not front.points:
+            raise SpecError("not a front: it has no point.")
+        return front
+
+
+def _point(data: Mapping[str, Any]) -> FrontPoint:
+    for name in POINT_FIELDS:
+        kind = _KINDS.get(name, (int, float))
+        if not isinstance(data[name], kind):
+            raise TypeError(f"{name} = {data[name]!r}")
+    return FrontPoint(
+        plan=Plan.from_dict(data["plan"]),
+        breakdown=data.get("breakdown", {}),
+        **{name: data[name] for name in POINT_FIELDS},
+    )
+
+
+def flat_row(point: FrontPoint) -> dict[str, Any]:
+    """One point as a flat row: numbers as they are, stages and layout as JSON text."""
+    plan = point.plan.to_dict()
+    nested = {k: json.dumps(plan.pop(k)) for k in ("layers_per_stage", "remat", "layout")}
+    return {**{name: getattr(point, name) for name in POINT_FIELDS}, **plan, **nested}
+
+
+def breakdown_dict(value: Any) -> dict[str, Any]:
+    """A breakdown as plain values, without what the point says already."""
+    said = ("step_time_s", "binding", "binding_by", "comms_over_compute")
+    return {k: v for k, v in asdict(value).items() if k not in said}

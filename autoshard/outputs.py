@@ -1,0 +1,83 @@
+"""Files that a command writes: judged before the search, written after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoshard.costmodels.errors import SpecError
+
+if TYPE_CHECKING:
+    from autoshard.front import ParetoFront
+
+CHART_ENDINGS = (".html", ".svg", ".png")
+
+
+def check_file(option: str, path: str | None) -> None:
+    """Refuse a path that cannot be written, before time is spent on what goes into it.
+
+    Raises:
+        SpecError: it is a directory, or its directory is missing or closed.
+    """
+    if path is None:
+        return
+    folder = os.path.dirname(path) or "."
+    if not path.strip() or "\0" in path:
+        raise SpecError(f"{option} needs the name of a file, got {path!r}.")
+    if os.path.isdir(path):
+        raise SpecError(f"{option} {path}: is a directory; give a file.")
+    if not os.path.isdir(folder):
+        raise SpecError(f"{option} {path}: cannot be written, {folder} is not a directory.")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise SpecError(f"{option} {path}: cannot be written, permission denied.")
+
+
+def check_chart(path: str | None) -> None:
+    """Refuse a chart whose kind cannot be drawn here.
+
+    Raises:
+        SpecError: the ending is unknown, or the renderer of pictures is not installed.
+    """
+    check_file("--chart", path)
+    ending = "" if path is None else _ending(path)
+    if path is not None and ending not in CHART_ENDINGS:
+        raise SpecError(
+            f"--chart {path}: the ending says what to draw; use {', '.join(CHART_ENDINGS)}."
+        )
+    if ending in (".svg", ".png") and find_spec("vl_convert") is None:
+        raise SpecError(
+            f"--chart {path}: {ending} files need vl-convert; pip install 'autoshard[png]', or "
+            "write .html."
+        )
+
+
+def write_file(option: str, path: str | None, write: Callable[[Path], object]) -> list[str]:
+    """Write one file; returns its path in a list, an empty one where none was asked for.
+
+    Raises:
+        SpecError: it cannot be written; the message names the option and the reason.
+    """
+    if path is None:
+        return []
+    try:
+        write(Path(path))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SpecError(f"{option} {path}: cannot be written ({reason}).") from None
+    return [path]
+
+
+def write_chart(front: ParetoFront, path: Path) -> None:
+    """Draw the front into an HTML, SVG or PNG file."""
+    chart = front.chart()
+    if _ending(str(path)) == ".png":
+        chart.save(str(path), format="png", scale_factor=2)
+    else:
+        chart.save(str(path), format=_ending(str(path))[1:])
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()

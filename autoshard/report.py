@@ -1,0 +1,198 @@
+"""The answer on a terminal: the fastest plan in words, the front as a table, and how it was found."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autoshard.columns import SPACE, Column, fit, front_columns, said_once
+from autoshard.front import FrontPoint, ParetoFront
+from autoshard.scatter import scatter
+from autoshard.sizes import format_bytes, format_seconds
+from autoshard.words import (
+    binding_words,
+    chips_words,
+    count_words,
+    days_words,
+    microbatch_words,
+    percent,
+    plan_words,
+    proof_words,
+    remat_words,
+    training_days,
+)
+
+#: Below this many columns the picture is left out.
+PICTURE_WIDTH = 100
+#: Width of a report that goes to a file or a pipe.
+FILE_WIDTH = 120
+COLOURS = {"communication": "yellow", "hbm": "magenta"}
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; ``COLUMNS`` where it is set, a fixed width for files and pipes."""
+    if not os.environ.get("COLUMNS") and not _is_terminal():
+        return FILE_WIDTH
+    return max(shutil.get_terminal_size((FILE_WIDTH, 24)).columns, 40)
+
+
+def render(*parts: RenderableType, width: int | None = None) -> str:
+    """Text of rich renderables, with colours only for a terminal (``NO_COLOR`` is respected)."""
+    console = Console(
+        file=io.TextIOWrapper(io.BytesIO(), encoding=_encoding()),
+        force_terminal=_is_terminal(),
+        width=width or terminal_width(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def front_report(front: ParetoFront, *, tokens: float, assumptions: str) -> str:
+    """What ``autoshard solve`` prints.
+
+    Args:
+        front: the answer.
+        tokens: tokens of the whole training run, for the days.
+        assumptions: the cost profile in one line.
+    """
+    width = terminal_width()
+    parts: list[RenderableType] = [
+        headline(front, tokens),
+        Text(),
+        front_table(front, tokens, width),
+    ]
+    picture = scatter(front) if width >= PICTURE_WIDTH else []
+    if picture:
+        parts += [Text(), Text("\n".join(picture), no_wrap=True)]
+    parts += [Text(), *(_hanging(note, "- ") for note in front.notes)]
+    parts += [_hanging(line, style="dim") for line in (search_line(front), f"Costs: {assumptions}.")]
+    return render(*parts, width=width)
+
+
+def headline(front: ParetoFront, tokens: float) -> Group:
+    """The fastest plan in two or three lines."""
+    best = front.points[0]
+    days = days_words(training_days(front, best, tokens))
+    first = Text.assemble(
+        ("Fastest: ", "bold"),
+        (f"{format_seconds(best.step_time_s)} a step", "bold green"),
+        f", {format_bytes(best.memory_bytes)}/chip, MFU {best.mfu * 100:.1f} %, "
+        f"{days} days for {count_words(tokens)} tokens",
+    )
+    return Group(first, *(_hanging(line, "  ") for line in plan_lines(front, best)))
+
+
+def plan_lines(front: ParetoFront, point: FrontPoint) -> list[str]:
+    """A plan in words: how it is cut, how it runs, what binds it and what is proven."""
+    plan, gap = point.plan, float(front.search.get("gap", 0.0))
+    chips = chips_words(plan, front.problem["cluster"]["chips"])
+    return [
+        f"{plan_words(plan)} on {chips}",
+        f"{microbatch_words(plan)}; remat: {remat_words(plan)}",
+        f"{binding_words(point)}; {proof_words(point, gap)}",
+    ]
+
+
+def front_table(front: ParetoFront, tokens: float, width: int) -> Group:
+    """The front, fastest first, as wide as the terminal allows."""
+    columns, same = said_once(front_columns(front, tokens))
+    shown, hidden = fit(columns, width)
+    styles = [COLOURS.get(point.binding, "") for point in front.points]
+    parts: list[RenderableType] = [plain_table(shown, {"bound by": styles})]
+    if same and len(front.points) > 1:
+        parts.append(Text(f"All {len(front.points)} plans: {', '.join(same)}.", style="dim"))
+    if hidden:
+        text = f"Too narrow for: {', '.join(hidden)}. A wider terminal, --csv or --json shows them."
+        parts.append(_hanging(text, style="dim"))
+    return Group(*parts)
+
+
+def plain_table(columns: Sequence[Column], styles: dict[str, list[str]] | None = None) -> Table:
+    """A table without rules: heads in bold, numbers to the right; the last column may wrap."""
+    table = Table(box=None, padding=(0, SPACE, 0, 0), pad_edge=False, header_style="bold")
+    for column in columns[:-1]:
+        justify: JustifyMethod = "left" if column.left else "right"
+        table.add_column(column.head, justify=justify, no_wrap=True, min_width=column.width)
+    last = columns[-1]
+    table.add_column(last.head, justify="left" if last.left else "right", overflow="fold")
+    colours = styles or {}
+    for row in range(len(last.cells)):
+        table.add_row(
+            *(
+                Text(c.cells[row], style=colours[c.head][row] if c.head in colours else "")
+                for c in columns
+            )
+        )
+    return table
+
+
+def search_line(front: ParetoFront) -> str:
+    """How the front was found, and whether the search came to its end."""
+    search = front.search
+    seconds = sum(search.get("seconds", {}).values())
+    found = (
+        f"Search: {search.get('meshes', 0):,} meshes, {search.get('priced', 0):,} candidates priced, "
+        f"{search.get('rows', 0):,} within the bounds, {search.get('answers', 0):,} answered exactly, "
+        f"{search.get('solves', 0):,} CP-SAT solves in {seconds:.1f} s; "
+    )
+    if not front.complete:
+        return found + "stopped early: each plan is real, and points may be missing."
+    if len(front.points) == search.get("points"):
+        return found + "complete: --points 0 shows every plan of the front."
+    return found + "complete."
+
+
+def part_lines(point: FrontPoint) -> list[RenderableType]:
+    """Where the step time of a plan goes, on its slowest stage."""
+    parts, step_s = point.breakdown, point.step_time_s
+    busy_s, compute_s = parts["busy_s"], parts["compute_s"]
+    rows = [
+        ("compute", compute_s - parts["recompute_s"]),
+        ("recompute (remat)", parts["recompute_s"]),
+        ("communication not hidden", max(busy_s - compute_s, 0.0)),
+        ("pipeline bubble, once-a-step work", parts["idle_s"]),
+    ]
+    rows = [row for row in rows if row[1] > 1e-9 * step_s]
+    table = plain_table(
+        (
+            Column(head="part of the step", cells=tuple(name for name, _ in rows), left=True),
+            Column(head="time", cells=tuple(format_seconds(value) for _, value in rows)),
+            Column(head="share", cells=tuple(f"{v / step_s * 100:.1f} %" for _, v in rows)),
+        )
+    )
+    comms = sorted(parts["comms_s"].items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{kind} {format_seconds(value)}" for kind, value in comms)
+    said = f"Communication, hidden or not: {listed}; " if listed else "No communication; "
+    ratio = percent(point.comms_over_compute)
+    said += f"the busiest network is busy for {ratio} of the time that compute takes."
+    return [table, Text(), _hanging(said)]
+
+
+def _hanging(text: str, lead: str = "", style: str = "") -> RenderableType:
+    """A paragraph whose further lines are indented like its first."""
+    if not lead:
+        return Text(text, style=style)
+    table = Table.grid(padding=0)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(lead, style=style), Text(text, style=style))
+    return table
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -1,0 +1,272 @@
+"""The one verb: from a model and a cluster to a proven Pareto front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from autoshard.breakdown import breakdown
+from autoshard.costmodels.cluster import Cluster
+from autoshard.costmodels.errors import Infeasible, SpecError
+from autoshard.costmodels.model import Model
+from autoshard.costmodels.problem import Problem
+from autoshard.costmodels.profile import Profile
+from autoshard.costmodels.recipe import Recipe
+from autoshard.costmodels.workload import DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, Workload
+from autoshard.front import FrontPoint, ParetoFront, breakdown_dict
+from autoshard.idle import idle_notes
+from autoshard.infeasible import why_infeasible
+from autoshard.search.check import judge
+from autoshard.search.front import Options, Result, solve_front
+from autoshard.search.stage_model import Constrain
+from autoshard.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: The judge and the search must agree to this relative difference.
+AGREE = 1e-6
+
+
+def build_problem(
+    model: Model | str,
+    *,
+    cluster: Cluster | str | None = None,
+    chip: str | None = None,
+    chips: int | None = None,
+    pods: int | None = None,
+    topology: str | Sequence[int] | None = None,
+    global_batch_tokens: int | None = None,
+    global_batch_seqs: int | None = None,
+    seq_len: int = DEFAULT_SEQ_LEN,
+    precision: str = "bf16",
+    memory_limit: str | float | None = None,
+    recipe: Recipe | None = None,
+) -> Problem:
+    """The problem behind :func:`solve`, from names, files or specs; same arguments, same errors."""
+    from autoshard.catalog import load_chip, load_model
+    from autoshard.cluster_file import load_cluster, parse_topology
+
+    if isinstance(model, str):
+        model = load_model(model)
+    if isinstance(topology, str):
+        topology = parse_topology(topology)
+    if cluster is None:
+        shape = None if topology is None else tuple(topology)
+        cluster = Cluster.build(load_chip(chip or "v5p"), chips=chips, pods=pods, topology=shape)
+    else:
+        sizes = {"chip": chip, "chips": chips, "pods": pods, "topology": topology}
+        given = [name for name, value in sizes.items() if value is not None]
+        if given:
+            raise SpecError(
+                f"a cluster is given, and {given[0]} as well: say the size in one place only."
+            )
+        if isinstance(cluster, str):
+            cluster = load_cluster(cluster)
+    if global_batch_tokens is not None and global_batch_seqs is not None:
+        raise SpecError("give the global batch in tokens or in sequences, not both.")
+    if global_batch_seqs is not None:
+        workload = Workload(
+            global_batch_seqs=global_batch_seqs, seq_len=seq_len, precision=precision
+        )
+    else:
+        tokens = DEFAULT_BATCH_TOKENS if global_batch_tokens is None else global_batch_tokens
+        workload = Workload.from_tokens(tokens, seq_len, precision)
+    return Problem(
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        recipe=recipe or Recipe(),
+        memory_limit_bytes=0 if memory_limit is None else parse_bytes(memory_limit),
+    )
+
+
+def solve(
+    model: Model | str,
+    *,
+    cluster: Cluster | str | None = None,
+    chip: str | None = None,
+    chips: int | None = None,
+    pods: int | None = None,
+    topology: str | Sequence[int] | None = None,
+    global_batch_tokens: int | None = None,
+    global_batch_seqs: int | None = None,
+    seq_len: int = DEFAULT_SEQ_LEN,
+    precision: str = "bf16",
+    memory_limit: str | float | None = None,
+    recipe: Recipe | None = None,
+    costs: str | Profile = "textbook",
+    where: str | pl.Expr | None = None,
+    points: int = 20,
+    gap: float = 1e-3,
+    time_limit_s: float | None = None,
+    constrain_master: Constrain | None = None,
+    constrain_stages: Constrain | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ParetoFront:
+    """The proven Pareto front of step time against memory per chip.
+
+    Args:
+        model: a preset's name, the path of a Hugging Face ``config.json``, or a :class:`Model`.
+        cluster: a :class:`Cluster` or the path of a TOML file; or leave it out and say
+            the chip and a size.
+        chip: the name of a chip (default ``v5p``).
+        chips: number of chips.
+        pods: number of whole pods.
+        topology: torus of one pod, ``"16x20x28"`` or a sequence of lengths.
+        global_batch_tokens: tokens of one step (default 2^22).
+        global_batch_seqs: the same in sequences; give one of the two.
+        seq_len: tokens of one sequence.
+        precision: ``bf16``, ``fp8`` or ``int8``; the chip must have that peak.
+        memory_limit: what a plan may use on one chip, ``"72GiB"`` or bytes (default: all HBM).
+        recipe: bytes per parameter, gradient and optimizer state; allowed ``reshard``.
+        costs: the name of a cost profile, or a :class:`Profile`.
+        where: a constraint on plans, text (``"tp <= 8 and pp * vpp <= 32"``) or a polars
+        expression.
+        points: how many points the front shows at most; 0 for every point there is.
+        gap: relative gap within which a plan counts as optimal.
+        time_limit_s: stop then, with the best front so far.
+        constrain_master: called with the CP-SAT master model and its named variables.
+        constrain_stages: called with each CP-SAT stage model and its named variables.
+        progress: called with a line of text for each point found.
+
+    Raises:
+        SpecError: an input is wrong; the message names it.
+        Infeasible: no plan satisfies the problem; the message says what would.
+        CostModelError: a cost model refuses the problem or breaks its contract.
+    """
+    problem = build_problem(
+        model,
+        cluster=cluster,
+        chip=chip,
+        chips=chips,
+        pods=pods,
+        topology=topology,
+        global_batch_tokens=global_batch_tokens,
+        global_batch_seqs=global_batch_seqs,
+        seq_len=seq_len,
+        precision=precision,
+        memory_limit=memory_limit,
+        recipe=recipe,
+    )
+    profile = load_profile(costs)
+    options = _options(
+        where=where,
+        points=points,
+        gap=gap,
+        time_limit_s=time_limit_s,
+        constrain_master=constrain_master,
+        constrain_stages=constrain_stages,
+        progress=progress,
+    )
+    try:
+        result = solve_front(problem, profile, options)
+    except Infeasible:
+        text = None if where is None else str(where)
+        raise Infeasible(why_infeasible(problem, profile, options, text)) from None
+    if not result.points:
+        raise Infeasible(
+            f"the time limit of {time_limit_s} s ended the search before a first plan was found; "
+            "give it more time."
+        )
+    return _front(problem, profile, options, result, None if where is None else str(where))
+
+
+def load_profile(costs: str | Profile) -> Profile:
+    """A profile by name, or the one given."""
+    from autoshard.costmodels.registry import profile_by_name
+
+    return profile_by_name(costs) if isinstance(costs, str) else costs
+
+
+def _options(
+    *, where: str | pl.Expr | None, points: int, gap: float, time_limit_s: float | None, **rest: Any
+) -> Options:
+    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+        raise SpecError(f"points must be a whole number, 0 for all, got {points!r}.")
+    if not 0 <= gap < 1:
+        raise SpecError(f"gap must be at least 0 and below 1, got {gap}.")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise SpecError(f"the time limit must be greater than zero seconds, got {time_limit_s}.")
+    keep = None
+    if where is not None:
+        from autoshard.where import compile_where
+
+        keep = compile_where(where)
+    return Options(points=points, gap=gap, time_limit_s=time_limit_s, keep=keep, **rest)
+
+
+def _front(
+    problem: Problem, profile: Profile, options: Options, result: Result, where: str | None
+) -> ParetoFront:
+    """Judge every point again, say where its time goes, and dress the answer."""
+    started = time.monotonic()
+    points = []
+    for point in result.points:
+        row = result.rows.candidates.take(slice(point.row, point.row + 1))
+        step_s, memory = judge(problem, profile, point.plan, int(row.layout[0]))
+        if (
+            abs(step_s - point.step_time_s) > AGREE * step_s
+            or abs(memory - point.memory_bytes) > AGREE * memory
+            or memory > problem.capacity_bytes * (1.0 + AGREE)
+        ):
+            raise AssertionError(
+                f"the judge disagrees with the search on {point.plan}: "
+                f"{step_s} s and {memory} bytes, not {point.step_time_s} s and {point.memory_bytes}"
+            )
+        parts = breakdown(problem, profile, point.plan, row, step_s)
+        used_flops_per_s = problem.peak_flops_per_s * point.plan.chips_used
+        points.append(
+            FrontPoint(
+                plan=point.plan,
+                step_time_s=step_s,
+                memory_bytes=memory,
+                mfu=profile.compute.flops_per_step(problem) / (step_s * used_flops_per_s),
+                binding=parts.binding,
+                binding_by=parts.binding_by,
+                comms_over_compute=parts.comms_over_compute,
+                lower_bound_s=min(point.lower_bound_s, step_s),
+                gap=max(step_s / point.lower_bound_s - 1.0, 0.0),
+                proven=point.proven,
+                breakdown=breakdown_dict(parts),
+            )
+        )
+    seconds = {**result.seconds, "judge and breakdown": time.monotonic() - started}
+    search = {
+        "complete": result.complete,
+        "gap": options.gap,
+        "points": options.points,
+        **asdict(result.tally),
+        "seconds": seconds,
+    }
+    return ParetoFront(
+        problem=problem_dict(problem, profile, where),
+        points=tuple(points),
+        search=search,
+        notes=tuple(idle_notes(problem, points[0].plan)),
+    )
+
+
+def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[str, Any]:
+    """The resolved problem as plain values: enough to read it, and to ask it again."""
+    cluster, workload = problem.cluster, problem.workload
+    chip = asdict(cluster.chip)
+    chip.pop("sources")
+    values: Mapping[str, Any] = {
+        "model": asdict(problem.model),
+        "cluster": {
+            "name": cluster.name,
+            "chip": chip,
+            "chips": cluster.chips,
+            "pods": cluster.pods,
+            "topology": list(cluster.topology),
+        },
+        "workload": {**asdict(workload), "global_batch_tokens": workload.global_batch_tokens},
+        "recipe": asdict(problem.recipe),
+        "capacity_bytes": problem.capacity_bytes,
+        "costs": {model.role: model.name for model in profile.models} | {"profile": profile.name},
+        "where": where,
+    }
+    return dict(values)

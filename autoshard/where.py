@@ -1,0 +1,95 @@
+"""``--where``: a constraint on the candidates, as a polars expression or its text.
+
+The text is SQL as polars reads it (``tp <= 8 and pp * vpp <= 32``): an expression over columns, never
+code that is run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoshard.costmodels.candidates import COLUMNS, Candidates
+from autoshard.costmodels.errors import SpecError, UnknownName
+from autoshard.search.space import Keep
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: What a constraint may speak of: the integers of a plan.
+NAMES = (*(c for c in COLUMNS if c != "layout"), "fsdp", "ep", "chips_used")
+
+EXAMPLE = "compare columns, as in tp <= 8 and pp * vpp <= 32"
+
+
+def compile_where(where: str | pl.Expr) -> Keep:
+    """A function from candidates to the Boolean column of those that satisfy ``where``.
+
+    Raises:
+        SpecError: the text is no expression, names an unknown column, or is not a condition.
+    """
+    import polars as pl
+
+    expression = _parse(where) if isinstance(where, str) else where
+    if not isinstance(expression, pl.Expr):
+        raise SpecError(f"--where wants text or a polars expression, got {where!r}.")
+    roots = list(dict.fromkeys(expression.meta.root_names()))
+    for name in roots:
+        if name.startswith("_POLARS"):
+            raise SpecError(f"--where {str(where)!r} cannot be read: it holds a query; {EXAMPLE}.")
+        if name not in NAMES:
+            raise UnknownName("column in --where", name, NAMES)
+    if not roots:
+        raise SpecError(f"--where {str(where)!r} names no column; known: {', '.join(NAMES)}.")
+
+    def keep(candidates: Candidates) -> np.ndarray:
+        frame = pl.DataFrame({name: column(candidates, name) for name in roots})
+        try:
+            kept = frame.select(expression.alias("keep"))["keep"]
+        except pl.exceptions.PolarsError as error:
+            raise SpecError(f"--where {str(where)!r}: {_first_line(error)}.") from None
+        if kept.dtype != pl.Boolean or len(kept) != len(frame):
+            gives = str(kept.dtype) if len(kept) == len(frame) else "one value for all"
+            raise SpecError(
+                f"--where {str(where)!r} is not a condition on each plan: it gives {gives}; {EXAMPLE}."
+            )
+        return np.asarray(kept.fill_null(False).to_numpy(), dtype=np.bool_)
+
+    # A constraint that cannot be evaluated must fail now, not in the middle of a search; and one that
+    # compares plans with each other has no meaning, because plans are judged in blocks.
+    together = keep(_probe(1, 2, 4)).tolist()
+    if together != [bool(keep(_probe(n))[0]) for n in (1, 2, 4)]:
+        raise SpecError(
+            f"--where {str(where)!r} judges several plans together (max, mean, ...); {EXAMPLE}."
+        )
+    return keep
+
+
+def column(candidates: Candidates, name: str) -> np.ndarray:
+    """A named column of the candidates, derived ones included."""
+    if name == "ep":
+        return np.ones(len(candidates), dtype=np.int64)
+    values: np.ndarray = getattr(candidates, name)
+    return values
+
+
+def _probe(*values: int) -> Candidates:
+    return Candidates(**{name: np.array(values, dtype=np.int64) for name in COLUMNS})
+
+
+def _parse(text: str) -> pl.Expr:
+    import polars as pl
+
+    if "&" in text or "|" in text:  # in SQL these bind before <=, and mean bits
+        raise SpecError(f"--where {text!r}: write and, or, not instead of &, |; {EXAMPLE}.")
+    try:
+        return pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
+        raise SpecError(
+            f"--where {text!r} cannot be read: {_first_line(error)}; {EXAMPLE}."
+        ) from None
+
+
+def _first_line(error: Exception) -> Any:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,49 @@
+"""The remat ladder: what one layer keeps for its backward pass, rung by rung.
+
+Source: transformers.md of the scaling book, "Gradient checkpointing". Saving everything keeps 20
+tensors of ``d_model`` per token and layer; saving the seven big matmul outputs leaves the attention
+dot products to recompute (4 B T^2 N H FLOPs); keeping the layer input alone ("block remat") turns
+6 P T FLOPs into 8 P T. applied-training.md counts "n checkpoints per layer" without pricing what
+they recompute; the two rungs in between follow from which matmuls the kept tensors make
+unnecessary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The operations of one layer that a rung may run again in the backward pass.
+OPERATIONS = ("query", "key", "value", "attention", "output", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One rung: ``saved_tensors`` of size ``d_model`` per token, and what the backward pass redoes.
+
+    ``recompute`` names operations; ``repeat_collectives`` says that the TP collectives of the
+    forward pass are run again with it.
+    """
+
+    name: str
+    saved_tensors: int
+    recompute: tuple[str, ...] = ()
+    repeat_collectives: bool = False
+
+
+TEXTBOOK_LADDER = (
+    Rung(name="save_all", saved_tensors=20),
+    Rung(name="save_matmuls", saved_tensors=7, recompute=("attention",)),
+    # The input of both blocks, the queries and the attention output.
+    Rung(
+        name="checkpoints_4",
+        saved_tensors=4,
+        recompute=("key", "value", "mlp_in"),
+    ),
+    # The input of both blocks: neither block's last matmul is needed again.
+    Rung(
+        name="checkpoints_2",
+        saved_tensors=2,
+        recompute=("query", "key", "value", "attention", "mlp_in"),
+    ),
+    Rung(name="checkpoints_1", saved_tensors=1, recompute=OPERATIONS, repeat_collectives=True),
+)

@@ -1,0 +1,226 @@
+"""Closed-form bounds, vectorised over rows: how fast a plan cannot be, and how small.
+
+Lower bounds relax layers per stage and layers per rung to fractions; upper bounds are real plans,
+with layers dealt evenly and one rung for all. A row whose lower bounds are beaten by some upper
+bound in both time and memory holds no point of the front.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoshard.costmodels.candidates import IntColumn
+from autoshard.costmodels.costs import Column
+from autoshard.costmodels.profile import StageCosts
+from autoshard.search.rows import Rows
+
+#: Float slack of a bound, far below the gap that anything is proven to.
+SLACK = 1e-10
+
+
+def ends(costs: StageCosts, which: str) -> Column:
+    """Embedding and head together, for ``forward_s``, ``backward_s`` or ``state_bytes``."""
+    column = getattr(costs, which)
+    total: Column = column["embedding"] + column["head"]
+    return total
+
+
+def time_floor_s(rows: Rows, backward_layer_s: Column | None = None) -> Column:
+    """No plan of a row is faster, whatever its layers per stage and remat, ``[n]``.
+
+    The slowest stage is no faster than the mean stage, nor than ceil(L / pp) bare layers; a maximum
+    of sums is no smaller than the sum's form by form. ``backward_layer_s`` ``[n, j]`` is the least
+    mean backward pass of a layer; by default that of the fastest rung, form by form.
+    """
+    costs, c, layers = rows.costs, rows.candidates, rows.n_layers
+    fastest = costs.layer_backward_s.min(axis=2)
+    if backward_layer_s is None:
+        backward_layer_s = fastest
+    forward = costs.forward_s["layer"]
+    passes = (layers * forward + ends(costs, "forward_s")).max(axis=1)
+    passes = passes + (layers * backward_layer_s + ends(costs, "backward_s")).max(axis=1)
+    total = passes + c.pp * costs.send_s
+    # Remat may spare the longest stage, so its layers count at their fastest.
+    most = -(-layers // c.pp)
+    longest = most * (forward.max(axis=1) + fastest.max(axis=1)) + costs.send_s
+    slowest = np.maximum(total / c.pp, longest)
+    floor: Column = costs.max_weight * slowest + costs.sum_weight * total + exposed_floor_s(rows)
+    return floor * (1.0 - SLACK)
+
+
+def exposed_floor_s(rows: Rows) -> Column:
+    """Once-a-step work that the mean stage cannot hide, ``[n]``; exact for a single stage.
+
+    Summed over stages, a pass takes at most ``L`` times its longest layer and its longest ends;
+    with the once-a-step work, at least its longest form.
+    """
+    costs, layers = rows.costs, rows.n_layers
+    single = rows.candidates.pp == 1
+    exposed = np.zeros(len(rows))
+    for once, places in (
+        (costs.once_forward_s, costs.forward_s),
+        (costs.once_backward_s, costs.backward_s),
+    ):
+        if not any(column.any() for column in once.values()):
+            continue
+        form = layers * places["layer"] + places["embedding"] + places["head"]
+        added = layers * once["layer"] + once["embedding"] + once["head"]
+        hidden = layers * places["layer"].max(axis=1)
+        hidden += places["embedding"].max(axis=1) + places["head"].max(axis=1)
+        hidden = np.where(single, form.max(axis=1), hidden)
+        exposed += np.maximum((form + added).max(axis=1) - hidden, 0.0)
+    return exposed / rows.candidates.pp
+
+
+def time_floor_within_s(rows: Rows, budget_bytes: Column | float) -> Column:
+    """No plan of a row within a memory budget is faster; infinite where none fits, ``[n]``.
+
+    Each stage holds ``in_flight * saved + state <= budget``. Divided by its in-flight count and
+    summed over stages, the saved bytes of all layers are bounded, and with them the recompute: the
+    mean layer lies on or above the lower hull of the ladder (saved bytes, backward seconds).
+    """
+    per_layer = _saved_per_layer(rows, np.broadcast_to(budget_bytes, (len(rows),)))
+    saved, backward = rows.costs.saved_bytes, rows.costs.layer_backward_s
+    feasible = per_layer >= saved.min(axis=1) * (1.0 - SLACK)
+    room = np.maximum(per_layer, saved.min(axis=1))[:, None]
+    rungs = saved.shape[1]
+    least = np.full(backward.shape[1::-1], np.inf).T
+    for low in range(rungs):
+        fits = saved[:, low : low + 1] <= room
+        least = np.where(fits, np.minimum(least, backward[:, :, low]), least)
+        for high in range(rungs):
+            if high == low:
+                continue
+            span = saved[:, high : high + 1] - saved[:, low : low + 1]
+            share = (room - saved[:, low : low + 1]) / np.where(span > 0, span, 1.0)
+            mixed = backward[:, :, low] + share * (backward[:, :, high] - backward[:, :, low])
+            between = (span > 0) & (share >= 0) & (share <= 1)
+            least = np.where(between, np.minimum(least, mixed), least)
+    floor = time_floor_s(rows, least)
+    return np.where(feasible, floor, np.inf)
+
+
+def _saved_per_layer(rows: Rows, budget_bytes: Column) -> Column:
+    """Mean saved bytes per layer and microbatch that a budget leaves, at most, ``[n]``."""
+    costs, layers = rows.costs, rows.n_layers
+    state = costs.state_bytes
+    most_in_flight = np.maximum(rows.in_flight_first, rows.in_flight_second)
+    room = (budget_bytes * (1.0 + SLACK) - costs.fixed_bytes) * rows.capacity_share
+    room -= state["embedding"] / rows.in_flight_first + state["head"] / rows.in_flight_last
+    left: Column = (room - layers * state["layer"] / most_in_flight) / layers
+    return left
+
+
+def memory_floor_bytes(rows: Rows) -> Column:
+    """No plan of a row is smaller, ``[n]``: the inverse of the room that a budget leaves."""
+    costs, layers = rows.costs, rows.n_layers
+    state = costs.state_bytes
+    most_in_flight = np.maximum(rows.in_flight_first, rows.in_flight_second)
+    need = layers * (costs.saved_bytes.min(axis=1) + state["layer"] / most_in_flight)
+    need += state["embedding"] / rows.in_flight_first + state["head"] / rows.in_flight_last
+    shared = need / rows.capacity_share
+    # The mean stage is a second floor: every stage holds at least one microbatch of each layer.
+    mean = layers * (costs.saved_bytes.min(axis=1) * _least_in_flight(rows) + state["layer"])
+    mean = (mean + ends(costs, "state_bytes")) / rows.candidates.pp
+    floor: Column = np.maximum(shared, mean) + costs.fixed_bytes
+    return floor * (1.0 - SLACK)
+
+
+def _least_in_flight(rows: Rows) -> Column:
+    return np.minimum(rows.in_flight_first, rows.in_flight_last)
+
+
+def memory_floor_within_bytes(rows: Rows, time_s: float, capacity_bytes: float) -> Column:
+    """No plan of a row that takes at most ``time_s`` is smaller, ``[n]``; infinite where none is.
+
+    :func:`time_floor_within_s` falls as the budget grows: bisection finds where it meets the time,
+    to a millionth of the budget from below.
+    """
+    low = memory_floor_bytes(rows)
+    high = np.full(len(rows), float(capacity_bytes))
+    possible = time_floor_within_s(rows, high) <= time_s
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        fits = time_floor_within_s(rows, middle) <= time_s
+        high = np.where(fits, middle, high)
+        low = np.where(fits, low, middle)
+    return np.where(possible, low * (1.0 - SLACK), np.inf)
+
+
+def uniform_plans(rows: Rows) -> tuple[Column, Column]:
+    """Time and memory of real plans, one a rung: layers dealt evenly, the ends the lighter ones.
+
+    Returns seconds and bytes, ``[n, r]``, at least what the plan really takes: memory charges the
+    middle stages as one with the most layers and the most in flight. Infinite where a stage would
+    have fewer layers than chunks.
+    """
+    costs, c, layers = rows.costs, rows.candidates, rows.n_layers
+    floor = layers // c.pp
+    extra = layers - floor * c.pp
+    middle = np.maximum(c.pp - 2, 0)
+    first = floor + (extra > middle + 1)
+    last = floor + (extra > middle)
+    heavy = floor + (extra > 0)
+    light = np.maximum(middle - extra, 0)
+    single, inner = c.pp == 1, middle > 0
+    state, fixed = costs.state_bytes, costs.fixed_bytes
+    seconds = np.empty(costs.saved_bytes.shape)
+    peak = np.empty(costs.saved_bytes.shape)
+    kinds: tuple[tuple[NDArray[np.bool_], IntColumn, Column, Column], ...] = (
+        (np.ones_like(single), first, np.ones(len(rows)), single * 1.0),
+        (~single, last, np.zeros(len(rows)), np.ones(len(rows))),
+        (inner, heavy, np.zeros(len(rows)), np.zeros(len(rows))),
+        (inner, floor, np.zeros(len(rows)), np.zeros(len(rows))),
+    )
+    exposed = np.zeros(len(rows))
+    for there, n_layers, embedding, head in kinds:
+        added = _exposed_s(costs, n_layers, embedding, head)
+        exposed = np.where(there, np.maximum(exposed, added), exposed)
+    for rung in range(seconds.shape[1]):
+        stages = [
+            np.where(there, _stage_s(costs, n_layers, rung, embedding, head), 0.0)
+            for there, n_layers, embedding, head in kinds
+        ]
+        first_s, last_s, heavy_s, light_s = stages
+        total = first_s + last_s + (middle - light) * heavy_s + light * light_s
+        slowest = np.maximum.reduce(stages)
+        seconds[:, rung] = costs.max_weight * slowest + costs.sum_weight * total + exposed
+        saved = costs.saved_bytes[:, rung]
+        at_first = first * (state["layer"] + rows.in_flight_first * saved)
+        at_first += state["embedding"] + np.where(single, state["head"], 0.0)
+        at_last = last * (state["layer"] + rows.in_flight_last * saved) + state["head"]
+        at_middle = heavy * (state["layer"] + rows.in_flight_second * saved)
+        most = np.maximum(at_first, np.where(single, 0.0, at_last))
+        peak[:, rung] = np.maximum(most, np.where(inner, at_middle, 0.0)) + fixed
+    seconds[floor < c.vpp] = np.inf
+    return seconds, peak
+
+
+def _stage_s(
+    costs: StageCosts, n_layers: IntColumn, rung: int, embedding: Column, head: Column
+) -> Column:
+    """Seconds of one stage a microbatch, all layers on one rung, ``[n]``."""
+    n, e, h = n_layers[:, None], embedding[:, None], head[:, None]
+    total = costs.send_s
+    for layer, place in (
+        (costs.forward_s["layer"], costs.forward_s),
+        (costs.layer_backward_s[:, :, rung], costs.backward_s),
+    ):
+        total = total + (n * layer + e * place["embedding"] + h * place["head"]).max(axis=1)
+    return total
+
+
+def _exposed_s(costs: StageCosts, n_layers: IntColumn, embedding: Column, head: Column) -> Column:
+    """What once-a-step work adds to the passes of one stage, ``[n]``."""
+    n, e, h = n_layers[:, None], embedding[:, None], head[:, None]
+    more = np.zeros(len(n_layers))
+    for place, once in (
+        (costs.forward_s, costs.once_forward_s),
+        (costs.backward_s, costs.once_backward_s),
+    ):
+        if any(column.any() for column in once.values()):
+            form = n * place["layer"] + e * place["embedding"] + h * place["head"]
+            added = n * once["layer"] + e * once["embedding"] + h * once["head"]
+            more += (form + added).max(axis=1) - form.max(axis=1)
+    return more

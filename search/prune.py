@@ -1,0 +1,246 @@
+"""From the declared space to the few rows that can hold a point of the front.
+
+Each step throws away rows whose lower bounds (time, memory) some real plan beats in both; what is
+left is exact. Floors of a mesh assume that cost models are subadditive in the microbatch: splitting
+a microbatch never makes the pieces cheaper in time, nor larger in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoshard.costmodels.candidates import Candidates
+from autoshard.costmodels.costs import Column
+from autoshard.costmodels.problem import Problem
+from autoshard.costmodels.profile import Profile
+from autoshard.search import bounds
+from autoshard.search.rows import CHUNK, Rows, chunks, price_rows
+from autoshard.search.space import Keep, expand, meshes, virtual_stages
+from autoshard.search.stagewise import smallest_bytes
+
+#: Meshes expanded first, to find the plans that the rest is measured against.
+SCOUTS = 1_500
+
+
+@dataclass(slots=True)
+class Staircase:
+    """Real plans seen so far, as the least time at or under each memory.
+
+    ``slowest`` is how many times the least of all times a plan of interest may take.
+    """
+
+    slowest: float = np.inf
+
+    memory_bytes: Column = field(default_factory=lambda: np.zeros(0))
+    time_s: Column = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, time_s: Column, memory_bytes: Column) -> None:
+        """Take in more plans."""
+        better = time_s < self.least_time_s(memory_bytes)
+        time = np.concatenate([self.time_s, time_s[better]])
+        memory = np.concatenate([self.memory_bytes, memory_bytes[better]])
+        order = np.lexsort((time, memory))
+        time, memory = time[order], memory[order]
+        best = np.minimum.accumulate(time)
+        keep = np.ones(len(time), dtype=np.bool_)
+        keep[1:] = best[1:] < best[:-1]
+        self.time_s, self.memory_bytes = time[keep], memory[keep]
+
+    def least_time_s(self, memory_bytes: Column) -> Column:
+        """The least time of a plan that is no larger, infinite where there is none."""
+        index = np.searchsorted(self.memory_bytes, memory_bytes, side="right")
+        return np.concatenate([[np.inf], self.time_s])[index]
+
+    def alive(self, time_s: Column, memory_bytes: Column, gap: float) -> NDArray[np.bool_]:
+        """Which lower bounds (time, memory) no plan beats in both, by more than ``gap``."""
+        latest = self.slowest * self.time_s.min(initial=np.inf)
+        limit = np.minimum(self.least_time_s(memory_bytes), latest)
+        within: NDArray[np.bool_] = time_s <= limit * (1.0 + gap)
+        return within
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many candidates each step saw: what the search reports about itself."""
+
+    meshes: int = 0
+    priced: int = 0
+    rows: int = 0
+    answers: int = 0
+    solves: int = 0
+
+
+def promising_rows(
+    problem: Problem,
+    profile: Profile,
+    *,
+    gap: float,
+    keep: Keep | None,
+    tally: Tally,
+    slowest: float = np.inf,
+    prune: bool = True,
+) -> Rows:
+    """Every row that can hold a point of the front, or tie with one within ``gap``.
+
+    Points slower than ``slowest`` times the fastest are of no interest. ``keep`` is the user's
+    constraint, applied before anything is pruned. ``prune=False`` prices the whole space, for
+    constraints that bounds cannot see.
+    """
+    table = meshes(problem)
+    tally.meshes = len(table)
+    stairs = Staircase(slowest=slowest)
+    if not prune:
+        return _priced(problem, profile, table, keep, gap, None, tally)
+    floors = _mesh_floors(problem, profile, table)
+    alive = floors.memory_bytes <= problem.capacity_bytes
+    if int(alive.sum()) > SCOUTS:
+        scouts = np.nonzero(alive)[0]
+        scouts = scouts[_scouts(floors.least_s[scouts], floors.memory_bytes[scouts])]
+        _priced(problem, profile, table.take(scouts), keep, gap, stairs, tally, floors.take(scouts))
+        alive &= stairs.alive(floors.least_s, floors.memory_bytes, gap)
+    rows = np.nonzero(alive)[0]
+    kept = _priced(problem, profile, table.take(rows), keep, gap, stairs, tally, floors.take(rows))
+    tally.rows = len(kept)
+    return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshFloors:
+    """Of each mesh over its microbatches and virtual stages, ``[n]``.
+
+    ``busy_s`` is a step without a bubble, ``least_s`` with the smallest bubble there can be.
+    """
+
+    busy_s: Column
+    least_s: Column
+    memory_bytes: Column
+
+    def take(self, rows: NDArray[np.intp]) -> MeshFloors:
+        """The floors of those meshes."""
+        return MeshFloors(
+            busy_s=self.busy_s[rows],
+            least_s=self.least_s[rows],
+            memory_bytes=self.memory_bytes[rows],
+        )
+
+
+def _mesh_floors(problem: Problem, profile: Profile, table: Candidates) -> MeshFloors:
+    """Least time and least memory of each mesh.
+
+    Time: one microbatch of everything on a mean stage. Memory: microbatches of one sequence, one in
+    flight.
+    """
+    layers = problem.model.n_layers
+    busy, memory = [np.zeros(0)], [np.zeros(0)]
+    for piece in chunks(table):
+        costs = profile.price(problem, piece)
+        forward = (layers * costs.forward_s["layer"] + bounds.ends(costs, "forward_s")).max(axis=1)
+        rung = costs.layer_backward_s.min(axis=2)
+        backward = (layers * rung + bounds.ends(costs, "backward_s")).max(axis=1)
+        busy.append((forward + backward) / piece.pp)
+        single = piece.replace(
+            microbatches=piece.micro_batch_size,
+            micro_batch_size=np.ones_like(piece.micro_batch_size),
+        )
+        small = profile.memory(problem, single, profile.ladder)
+        held = layers * (small.layer_state_bytes + small.saved_bytes.min(axis=1))
+        held += small.embedding_state_bytes + small.head_state_bytes
+        memory.append(held / piece.pp + small.fixed_bytes)
+    busy_s = np.concatenate(busy) * (1.0 - bounds.SLACK)
+    return MeshFloors(
+        busy_s=busy_s,
+        least_s=busy_s * _least_bubble(table, layers),
+        memory_bytes=np.concatenate(memory) * (1.0 - bounds.SLACK),
+    )
+
+
+def _least_bubble(table: Candidates, n_layers: int) -> Column:
+    """The factor by which the smallest pipeline bubble stretches a step, ``[n]``."""
+    chunks_of = np.ones(int(table.pp.max(initial=1)) + 1)
+    for pp in np.unique(table.pp):
+        chunks_of[pp] = virtual_stages(n_layers, int(pp))[-1]
+    microbatches = table.micro_batch_size * table.microbatches
+    chunk = np.where(microbatches >= table.pp, chunks_of[table.pp], 1.0)
+    factor: Column = 1.0 + (table.pp - 1) / (microbatches * chunk)
+    return factor
+
+
+def _scouts(time_s: Column, memory: Column) -> NDArray[np.intp]:
+    """Meshes whose floors lie near the front of floors: a few from each band of time."""
+    order = np.lexsort((memory, time_s))
+    # Half of the scouts are simply the fastest floors, half the smallest of each band of time.
+    smallest = [
+        band[np.argsort(memory[band], kind="stable")[: SCOUTS // 100]]
+        for band in np.array_split(order, 50)
+    ]
+    return np.unique(np.concatenate([order[: SCOUTS // 2], *smallest]))
+
+
+def _priced(
+    problem: Problem,
+    profile: Profile,
+    table: Candidates,
+    keep: Keep | None,
+    gap: float,
+    stairs: Staircase | None,
+    tally: Tally,
+    floors: MeshFloors | None = None,
+) -> Rows:
+    """Price each mesh with its microbatches; keep the rows that no plan of the staircase beats."""
+    capacity = float(problem.capacity_bytes)
+    candidates, mesh = expand(problem, table)
+    if keep is not None:
+        wanted = np.nonzero(keep(candidates))[0]
+        candidates, mesh = candidates.take(wanted), mesh[wanted]
+    if stairs is not None and floors is not None:
+        bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
+        floor_s, floor_bytes = floors.busy_s[mesh] * bubble, floors.memory_bytes[mesh]
+        # The most promising first: what they cost shortens the rest.
+        order = np.argsort(floor_s, kind="stable")
+        order = order[stairs.alive(floor_s[order], floor_bytes[order], gap)]
+        candidates = candidates.take(order)
+        floor_s, floor_bytes = floor_s[order], floor_bytes[order]
+    kept: list[tuple[Rows, Column, Column]] = []
+    for number, piece in enumerate(chunks(candidates)):
+        if stairs is not None and floors is not None:
+            part = slice(number * CHUNK, (number + 1) * CHUNK)
+            piece = piece.take(stairs.alive(floor_s[part], floor_bytes[part], gap))
+        rows = price_rows(problem, profile, piece)
+        tally.priced += len(rows)
+        memory = bounds.memory_floor_bytes(rows)
+        time_s = bounds.time_floor_s(rows)
+        alive = memory <= capacity
+        if stairs is not None:
+            plan_s, plan_bytes = bounds.uniform_plans(rows)
+            stairs.add(np.where(plan_bytes <= capacity, plan_s, np.inf), plan_bytes)
+            alive &= stairs.alive(time_s, memory, gap)
+        kept.append((rows.take(alive), time_s[alive], memory[alive]))
+    if not kept:
+        return price_rows(problem, profile, candidates)
+    # Early pieces met a shorter staircase: measure them again.
+    final = [
+        rows if stairs is None else rows.take(stairs.alive(time_s, memory, gap))
+        for rows, time_s, memory in kept
+    ]
+    return Rows.concatenate(final)
+
+
+def least_memory(problem: Problem, profile: Profile, keep: Keep | None) -> float:
+    """The least memory per chip of any plan, whatever the capacity; infinite if none."""
+    table = meshes(problem)
+    if keep is None:
+        floor = _mesh_floors(problem, profile, table).memory_bytes
+        # The smallest floors belong to the smallest plans, give or take whole layers.
+        table = table.take(np.argsort(floor, kind="stable")[:2_000])
+    candidates, _ = expand(problem, table)
+    if keep is not None:
+        candidates = candidates.take(keep(candidates))
+    least = np.inf
+    for piece in chunks(candidates):
+        least = min(
+            least, float(smallest_bytes(price_rows(problem, profile, piece), profile).min())
+        )
+    return least

@@ -1,0 +1,154 @@
+"""The sub-problem as CP-SAT: one Boolean a choice of a stage, named integers tied to them.
+
+Costs become integers here and only here: seconds in quanta of about a ten-millionth of the step,
+rounded up. A step sums one rounded term a stage, so the integer optimum exceeds the true one by
+less than ``error_s``. Memory stays in floats: a choice fits or it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoshard.costmodels.costs import Column
+from autoshard.search.dealing import menu_of, most_layers
+from autoshard.search.stages import Choices, Leaf, Stage, kind_of, stage_memory
+
+#: Called with the CpModel and its named variables before a model is solved.
+Constrain = Callable[[Any, dict[str, Any]], None]
+
+#: Quanta of one stage's longest time; an objective stays below 2**53, exact in a double.
+QUANTA = 2**22
+
+
+class StageModel:
+    """CP-SAT over ``layers_per_stage[s]`` and ``remat[s][r]`` of one mesh within a memory budget.
+
+    Args:
+        stage: the mesh's coefficients.
+        budget_bytes: what one chip may hold.
+        below_s: choices that alone make a step slower may be left out.
+        constrain: adds the user's constraints; then no choice is left out because another beats it.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        budget_bytes: float,
+        *,
+        below_s: float = np.inf,
+        constrain: Constrain | None = None,
+    ) -> None:
+        from ortools.sat.python import cp_model
+
+        self.stage = stage
+        most = stage.n_layers if constrain else most_layers(stage, budget_bytes, below_s)
+        self.choices = Choices.of(stage, most)
+        self.model = cp_model.CpModel()
+        self.menus: list[NDArray[np.intp]] = []
+        for s in range(stage.pp):
+            if constrain:
+                memory = stage_memory(stage, self.choices, s)
+                self.menus.append(np.nonzero(memory <= budget_bytes)[0])
+            else:
+                self.menus.append(menu_of(stage, self.choices, s, budget_bytes))
+        self.empty = any(not len(menu) for menu in self.menus)
+        if not self.empty:
+            self._build(constrain)
+
+    def _build(self, constrain: Constrain | None) -> None:
+        from ortools.sat.python import cp_model
+
+        stage, model, choices = self.stage, self.model, self.choices
+        tops = [self._column("seconds", s).max() for s in range(stage.pp)]
+        tops += [self._column("exposed", s).max() for s in range(stage.pp)]
+        self.unit_s = max(float(max(tops)), 1e-30) / QUANTA
+        limit = QUANTA + 1
+        slowest = model.new_int_var(0, limit, "slowest")
+        exposed = model.new_int_var(0, limit, "exposed")
+        self.chosen: list[list[Any]] = []
+        layers: list[Any] = []
+        remat: list[list[Any]] = []
+        times: list[Any] = []
+        for s, menu in enumerate(self.menus):
+            chosen = [model.new_bool_var("") for _ in menu]
+            self.chosen.append(chosen)
+            model.add_exactly_one(chosen)
+
+            def tied(column: Any, chosen: list[Any] = chosen) -> Any:
+                return cp_model.LinearExpr.weighted_sum(chosen, column.tolist())
+
+            counts = choices.layers[menu]
+            number = model.new_int_var(
+                int(counts.min()), int(counts.max()), f"layers_per_stage[{s}]"
+            )
+            model.add(tied(counts) == number)
+            layers.append(number)
+            if constrain:
+                remat.append([])
+                for r in range(len(stage.saved)):
+                    run = model.new_int_var(0, stage.n_layers, f"remat[{s}][{r}]")
+                    model.add(tied(choices.rungs[menu, r]) == run)
+                    remat[-1].append(run)
+            took = tied(self._whole(self._column("seconds", s)))
+            model.add(slowest >= took)
+            times.append(took)
+            more = self._whole(self._column("exposed", s))
+            if more.any():
+                model.add(exposed >= tied(more))
+        model.add(sum(layers) == stage.n_layers)
+        # Times vpp, the weights m - 1/v and 1/v are whole; other schedules' are made fine enough.
+        weights = (stage.max_weight, stage.sum_weight)
+        scale = stage.vpp
+        if any(abs(w * scale - round(w * scale)) > 1e-9 for w in weights):
+            scale *= 2**10
+        whole = [int(np.ceil(w * scale - 1e-9)) for w in weights]
+        self.scale = scale
+        step = whole[0] * slowest + whole[1] * sum(times) + scale * exposed
+        if constrain:
+            constrain(model, {"layers_per_stage": layers, "remat": remat})
+        model.minimize(step)
+        # Each stage's time and the exposed work are rounded up by less than a quantum.
+        terms = stage.max_weight + stage.sum_weight * stage.pp + 1.0
+        rounded = sum(abs(w - x / scale) for w, x in zip(weights, whole, strict=True))
+        self.error_s = self.unit_s * (terms + rounded * stage.pp * QUANTA)
+
+    def _column(self, name: str, s: int) -> Column:
+        column: Column = getattr(self.choices, name)[kind_of(self.stage, s)][self.menus[s]]
+        return column
+
+    def _whole(self, seconds: Column) -> NDArray[np.int64]:
+        whole: NDArray[np.int64] = np.ceil(seconds / self.unit_s - 1e-9).astype(np.int64)
+        return whole
+
+    def solve(self, time_limit_s: float | None = None) -> tuple[Leaf | None, bool]:
+        """The fastest plan, to ``error_s``, or None; and whether the solver finished."""
+        if self.empty:
+            return None, True
+        from ortools.sat.python import cp_model
+
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = 0
+        # or-tools #5293: presolve may cut off the optimum by removing an enforcement literal.
+        solver.parameters.presolve_inclusion_work_limit = 0
+        # Left on, a solve leaves the process's SIGINT action at "kill" when it returns.
+        solver.parameters.catch_sigint_signal = False
+        if time_limit_s is not None:
+            solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
+        status = solver.solve(self.model)
+        if status == cp_model.INFEASIBLE:
+            return None, True
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, False
+        picked = [
+            int(menu[next(i for i, b in enumerate(chosen) if solver.value(b))])
+            for menu, chosen in zip(self.menus, self.chosen, strict=True)
+        ]
+        rungs = self.choices.rungs[picked]
+        time_s, memory = self.stage.evaluate(rungs)
+        leaf = Leaf(rungs=rungs, time_s=time_s, memory_bytes=memory)
+        return leaf, status == cp_model.OPTIMAL

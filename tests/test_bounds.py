@@ -1,0 +1,233 @@
+"""Bounds are bounds: no plan of a row is faster or smaller, and the upper bounds are real plans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from oracle import all_plans, columns, legal_meshes, plain, small_instance
+from random_costs import DiceTable, dice_tables
+
+from autoshard.costmodels.candidates import COLUMNS
+from autoshard.costmodels.costs import Column
+from autoshard.search import bounds
+from autoshard.search.prune import Staircase, _mesh_floors
+from autoshard.search.rows import Rows, price_rows
+from autoshard.search.space import expand, meshes
+from autoshard.search.stagewise import smallest_bytes
+
+#: Float noise of sums in another order.
+NOISE = 1e-9
+
+many = settings(
+    max_examples=300,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def every_plan(table: DiceTable, row: int) -> tuple[Column, Column]:
+    """Seconds and bytes of every plan of a row, by brute force."""
+    mesh, held = table.mesh(row), table.held(row).tolist()
+    found = all_plans(plain(table.rows.costs, row), held, mesh, table.rows.n_layers)
+    return np.array([t for t, _, _ in found]), np.array([b for _, b, _ in found])
+
+
+def some_budgets(sizes: Column) -> Column:
+    """Budgets from below the smallest plan to above the largest, plans' own sizes among them."""
+    own = np.unique(sizes)
+    return np.concatenate([[own[0] * 0.9], own[:: max(len(own) // 6, 1)], [own[-1] * 1.1]])
+
+
+@many
+@given(dice_tables())
+def test_no_plan_of_a_row_is_faster_than_its_time_floor(table: DiceTable) -> None:
+    floor = bounds.time_floor_s(table.rows)
+    for row in range(len(table.rows)):
+        assert floor[row] <= every_plan(table, row)[0].min() * (1.0 + NOISE)
+
+
+@many
+@given(dice_tables())
+def test_no_plan_within_a_budget_is_faster_than_the_floor_within_it(table: DiceTable) -> None:
+    for row in range(len(table.rows)):
+        seconds, sizes = every_plan(table, row)
+        one = table.rows.take(np.array([row]))
+        for budget in some_budgets(sizes):
+            floor = bounds.time_floor_within_s(one, float(budget))[0]
+            best = seconds[sizes <= budget].min(initial=np.inf)
+            assert floor <= best * (1.0 + NOISE)
+
+
+@many
+@given(dice_tables())
+def test_no_plan_of_a_row_is_smaller_than_its_memory_floor(table: DiceTable) -> None:
+    floor = bounds.memory_floor_bytes(table.rows)
+    for row in range(len(table.rows)):
+        assert floor[row] <= every_plan(table, row)[1].min() * (1.0 + NOISE)
+
+
+@many
+@given(dice_tables())
+def test_no_plan_within_a_time_is_smaller_than_the_floor_within_it(table: DiceTable) -> None:
+    plans = [every_plan(table, row) for row in range(len(table.rows))]
+    capacity = max(float(sizes.max()) for _, sizes in plans)
+    limits = np.quantile(np.concatenate([seconds for seconds, _ in plans]), [0.02, 0.3, 1.0])
+    for limit in limits.tolist():
+        floor = bounds.memory_floor_within_bytes(table.rows, limit * (1.0 + NOISE), capacity)
+        for row, (seconds, sizes) in enumerate(plans):
+            best = sizes[seconds <= limit].min(initial=np.inf)
+            assert floor[row] <= best * (1.0 + NOISE)
+
+
+@many
+@given(dice_tables())
+def test_the_smallest_bytes_of_a_row_are_those_of_its_smallest_plan(table: DiceTable) -> None:
+    least = smallest_bytes(table.rows, table.profile)
+    for row in range(len(table.rows)):
+        assert least[row] == pytest.approx(every_plan(table, row)[1].min(), rel=NOISE)
+
+
+@many
+@given(dice_tables())
+def test_a_uniform_plan_is_a_plan_and_no_better_than_it_is_said_to_be(table: DiceTable) -> None:
+    """Layers are dealt evenly: what is left over goes to middle stages, then the last, then the first."""
+    seconds, sizes = bounds.uniform_plans(table.rows)
+    for row in range(len(table.rows)):
+        mesh, stage = table.mesh(row), table.stage(row)
+        floor, extra = divmod(table.rows.n_layers, mesh["pp"])
+        order = [*range(1, mesh["pp"] - 1), mesh["pp"] - 1, 0]
+        counts = np.full(mesh["pp"], floor)
+        counts[order[:extra]] += 1
+        for rung in range(seconds.shape[1]):
+            if floor < mesh["vpp"]:
+                assert np.isinf(seconds[row, rung])
+                continue
+            rungs = np.zeros((mesh["pp"], seconds.shape[1]), dtype=np.int64)
+            rungs[:, rung] = counts
+            time_s, memory = stage.evaluate(rungs)
+            assert time_s == pytest.approx(seconds[row, rung], rel=NOISE)
+            assert memory <= sizes[row, rung] * (1.0 + NOISE)
+
+
+@many
+@given(dice_tables())
+def test_a_stage_judges_a_plan_as_the_formulas_say(table: DiceTable) -> None:
+    """Also where forms that can never be the longest were dropped."""
+    rungs_of_ladder = len(table.profile.ladder)
+    rng = np.random.default_rng(table.rows.n_layers)
+    for row in range(len(table.rows)):
+        mesh, stage = table.mesh(row), table.stage(row)
+        plans = set(zip(*map(tuple, every_plan(table, row)), strict=True))
+        counts = np.full(mesh["pp"], mesh["vpp"])
+        for _ in range(table.rows.n_layers - counts.sum()):
+            counts[rng.integers(mesh["pp"])] += 1
+        rungs = np.zeros((mesh["pp"], rungs_of_ladder), dtype=np.int64)
+        for s, count in enumerate(counts):
+            rungs[s, 0] = rng.integers(count + 1)
+            rungs[s, -1] += count - rungs[s, 0]
+        judged = np.array(stage.evaluate(rungs))
+        assert any(np.allclose(judged, plan, rtol=NOISE, atol=0.0) for plan in plans)
+
+
+# The textbook's own rows
+
+
+def textbook_rows(seed: int) -> Rows:
+    """Every row of a small problem, priced by the textbook."""
+    instance = small_instance(seed)
+    table = columns(list(legal_meshes(instance.problem)))
+    return price_rows(instance.problem, instance.profile, table)
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 3))
+def test_textbook_rows_lie_between_their_bounds(seed: int) -> None:
+    instance, rows = small_instance(seed), textbook_rows(seed)
+    table = DiceTable(problem=instance.problem, profile=instance.profile, rows=rows)
+    time_floor, memory_floor = bounds.time_floor_s(rows), bounds.memory_floor_bytes(rows)
+    least = smallest_bytes(rows, instance.profile)
+    plan_s, plan_bytes = bounds.uniform_plans(rows)
+    for row in range(len(rows)):
+        seconds, sizes = every_plan(table, row)
+        assert time_floor[row] <= seconds.min() * (1.0 + NOISE)
+        assert memory_floor[row] <= sizes.min() * (1.0 + NOISE)
+        assert least[row] == pytest.approx(sizes.min(), rel=NOISE)
+        budget = float(np.median(sizes))
+        floor = bounds.time_floor_within_s(rows.take(np.array([row])), budget)[0]
+        assert floor <= seconds[sizes <= budget].min() * (1.0 + NOISE)
+        for time_s, size in zip(plan_s[row], plan_bytes[row], strict=True):
+            if np.isfinite(time_s):
+                assert seconds[sizes <= size * (1.0 + NOISE)].min() <= time_s * (1.0 + NOISE)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_floors_of_a_mesh_are_below_those_of_each_row_it_expands_to(seed: int) -> None:
+    instance = small_instance(seed)
+    problem, profile = instance.problem, instance.profile
+    table = meshes(problem)
+    floors = _mesh_floors(problem, profile, table)
+    candidates, mesh = expand(problem, table)
+    rows = price_rows(problem, profile, candidates)
+    assert len(table)
+    assert set(mesh.tolist()) == set(range(len(table)))
+    time_s, memory = bounds.time_floor_s(rows), bounds.memory_floor_bytes(rows)
+    bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
+    assert (floors.least_s[mesh] <= time_s * (1.0 + NOISE)).all()
+    assert (floors.busy_s[mesh] * bubble <= time_s * (1.0 + NOISE)).all()
+    assert (floors.memory_bytes[mesh] <= memory * (1.0 + NOISE)).all()
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_declared_space_is_what_its_rules_say(seed: int) -> None:
+    """No row more and none less than plain loops over the rules give, each once."""
+    problem = small_instance(seed).problem
+    candidates, _ = expand(problem, meshes(problem))
+    counted = sorted(
+        tuple(int(getattr(candidates, name)[row]) for name in COLUMNS)
+        for row in range(len(candidates))
+    )
+    assert counted == sorted(
+        tuple(mesh[name] for name in COLUMNS) for mesh in legal_meshes(problem)
+    )
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_splitting_a_microbatch_is_never_cheaper_in_the_textbook(seed: int) -> None:
+    """Each cost of a microbatch is subadditive: the pieces together cost at least the whole."""
+    instance = small_instance(seed)
+    whole = meshes(instance.problem)
+    costs = instance.profile.price(instance.problem, whole)
+    for pieces in range(2, int(whole.micro_batch_size.max()) + 1):
+        picked = np.nonzero(whole.micro_batch_size % pieces == 0)[0]
+        if not len(picked):
+            continue
+        split = whole.take(picked)
+        split = split.replace(
+            micro_batch_size=split.micro_batch_size // pieces,
+            microbatches=split.microbatches * pieces,
+        )
+        cut, full = instance.profile.price(instance.problem, split), costs.take(picked)
+        for place in ("layer", "embedding", "head"):
+            for name in ("forward_s", "backward_s"):
+                small, large = getattr(cut, name)[place], getattr(full, name)[place]
+                assert (pieces * small >= large * (1.0 - NOISE)).all()
+            assert (cut.state_bytes[place] == full.state_bytes[place]).all()
+        layers = cut.layer_backward_s
+        assert (pieces * layers >= full.layer_backward_s * (1.0 - NOISE)).all()
+        assert (pieces * cut.send_s >= full.send_s * (1.0 - NOISE)).all()
+        assert (cut.saved_bytes <= full.saved_bytes * (1.0 + NOISE)).all()
+
+
+def test_a_staircase_answers_with_the_fastest_plan_that_is_no_larger() -> None:
+    rng = np.random.default_rng(0)
+    stairs, seconds, sizes = Staircase(), np.zeros(0), np.zeros(0)
+    assert np.isinf(stairs.least_time_s(np.array([1.0]))).all()
+    for _ in range(20):
+        more_s, more_bytes = rng.integers(1, 30, (2, 10)).astype(np.float64)
+        more_s[0] = np.inf
+        stairs.add(more_s, more_bytes)
+        seconds, sizes = np.append(seconds, more_s), np.append(sizes, more_bytes)
+        budgets = np.arange(0.0, 32.0)
+        expected = [seconds[sizes <= budget].min(initial=np.inf) for budget in budgets]
+        assert stairs.least_time_s(budgets).tolist() == expected
