@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from autoshard.costmodels.textbook import textbook
     from autoshard.costmodels.workload import Workload
     from autoshard.front import FrontPoint, ParetoFront
-    from autoshard.solve import build_problem, solve
+    from autoshard.solving import build_problem, solve
 
 __version__ = "0.1.0"
 
 # Where each public name lives; loaded when first used. PEP 810 will make this a plain import.
+# No module has the name of a function: importing it would put the module in the function's place.
 _HOMES = {
     "AutoshardError": "costmodels.errors",
     "Chip": "costmodels.chip",
@@ -51,8 +52,8 @@ _HOMES = {
     "SpecError": "costmodels.errors",
     "UnknownName": "costmodels.errors",
     "Workload": "costmodels.workload",
-    "build_problem": "solve",
-    "solve": "solve",
+    "build_problem": "solving",
+    "solve": "solving",
     "textbook": "costmodels.textbook",
 }
 

@@ -30,19 +30,18 @@ class App(click.Group):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        windows_expand_args: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run the command line and exit."""
+        """Run the command line and exit, whatever ``standalone_mode`` (click's) says."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that cannot be shown is no failure
                 stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(
-                args, prog_name or self.name, complete_var, False, windows_expand_args, **extra
+                args, prog_name or self.name, complete_var, standalone_mode=False, **extra
             )
         except click.ClickException as error:
-            status = error.exit_code
+            status = error.status if isinstance(error, Failed) else BAD_INPUT
             say("error", _with_help(error))
         sys.exit(status)
 
@@ -64,7 +63,7 @@ class Failed(click.ClickException):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.status = status
 
 
 def say(kind: str, message: str) -> None:

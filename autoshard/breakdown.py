@@ -25,8 +25,8 @@ class Breakdown:
     ``compute_s`` includes ``recompute_s``; ``comms_s`` maps each kind of communication to its
     seconds, hidden or not. ``busy_s`` is what the passes take after overlap, ``idle_s`` the
     pipeline bubble. ``comms_over_compute`` is the communication that holds the busiest network
-    longest, over compute, both without recompute. ``binding`` is ``compute``, ``hbm`` or ``communication``, and
-    ``binding_by`` says of what.
+    longest, over compute, both without recompute. ``binding`` is ``compute``, ``hbm`` or
+    ``communication``, and ``binding_by`` says of what.
     """
 
     step_time_s: float

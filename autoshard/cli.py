@@ -11,7 +11,7 @@ import click
 
 import autoshard
 from autoshard.app import App, say
-from autoshard.options import Count, Ratio, cost_profile, problem_arguments, problem_options
+from autoshard.options import Ratio, cost_profile, problem_arguments, problem_options
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
@@ -107,7 +107,7 @@ def explain(**values: Any) -> None:
     import json
 
     from autoshard.explain import explain as reason
-    from autoshard.solve import build_problem
+    from autoshard.solving import build_problem
 
     profile = cost_profile(values["costs"], values["layer"], values["overlap"])
     front = None if values["no_solve"] else _solve(values, profile, points=1)
@@ -166,7 +166,7 @@ def _list(what: str, values: Any, columns: Any, as_json: bool, note: str = "") -
 def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.ParetoFront:
     """Solve with a line of progress; a warning where the search did not come to its end."""
     from autoshard.progress import Progress
-    from autoshard.solve import solve as find
+    from autoshard.solving import solve as find
 
     with Progress(quiet=values["quiet"]) as progress:
         front = find(

@@ -29,8 +29,8 @@ PROOF, CHIPS = "proof", "chips"
 class Column:
     """One column: its head, a cell per point, and how gladly it is left out.
 
-    ``spare`` 0 stays always; the highest goes first. ``trivial`` is the cell that says nothing: a column
-    of nothing else is hidden, a degree of 1 for example.
+    ``spare`` 0 stays always; the highest goes first. ``trivial`` is the cell that says nothing, a
+    degree of 1 for example: a column of nothing else is hidden.
     """
 
     head: str
@@ -79,7 +79,7 @@ def front_columns(front: ParetoFront, tokens: float) -> list[Column]:
         column("pp", _pipeline, trivial="1"),
         degree("cp", lambda p: p.plan.cp),
         column(
-            "microb.",
+            "microb",
             lambda p: f"{p.plan.microbatches}x{p.plan.micro_batch_size}",
             spare=3,
             trivial="1x1",

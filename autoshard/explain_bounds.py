@@ -186,8 +186,8 @@ def _node_rows(problem: Problem) -> Iterator[Row]:
         verdict=(
             f"compute-bound between nodes with a replica in one node: {number(shards)} <= {domain}"
             if shards <= domain
-            else f"compute-bound between nodes from TP x PP = {number(shards)} on, "
-            f"such as TP{domain} x PP{-int(-shards // domain)}"
+            else "compute-bound between nodes, gathering once a step, from "
+            f"TP x PP = {number(shards)} on, such as TP{domain} x PP{-int(-shards // domain)}"
         ),
         source="gpus.md",
     )

@@ -19,6 +19,8 @@ def plan_bound_rows(problem: Problem, overlap: str, plan: Plan) -> Iterator[Row]
     cluster, tokens = problem.cluster, problem.workload.global_batch_tokens
     each = tokens / plan.chips_used
     if cluster.chip.kind == "gpu" and plan.chips_used > cluster.chip.domain_chips:
+        if plan.reshard == 3 and plan.fsdp > 1:  # gathered again for each microbatch
+            each /= plan.microbatches
         bound = bounds.sharded_bound_tokens(cluster.chip, bound_rate(problem), plan.tp * plan.pp)
         verdict = compare_tokens(each, bound, PER_CHIP)
         yield tokens_row("plan", "plan between nodes", each, bound, verdict, "gpus.md")

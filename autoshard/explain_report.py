@@ -16,7 +16,7 @@ from autoshard.report import headline, part_lines, render
 
 
 def explain_report(explanation: Explanation, front: ParetoFront | None) -> str:
-    """What ``autoshard explain`` prints; ``front`` holds the fastest plan, None where none was sought."""
+    """What ``autoshard explain`` prints; ``front`` is None where no plan was sought."""
     problem = explanation.problem
     tokens = problem.workload.global_batch_tokens
     title = (

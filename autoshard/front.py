@@ -24,11 +24,12 @@ SCHEMA = "autoshard.front/1"
 class FrontPoint:
     """One plan of the front, in SI units.
 
-    ``mfu`` is ``6 P T`` over the peak of the chips used (attention dot products not counted). No plan of
-    the space within ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the relative distance
-    to it and ``proven`` that it is within the gap asked for. ``binding`` is ``compute``, ``hbm`` or
-    ``communication``, ``binding_by`` says of what; ``comms_over_compute`` is the communication that holds
-    the busiest network longest, over compute (recompute left out of both).
+    ``mfu`` is ``6 P T`` over the peak of the chips used (attention dot products not counted). No
+    plan of the space within ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the
+    relative distance to it and ``proven`` that it is within the gap asked for. ``binding`` is
+    ``compute``, ``hbm`` or ``communication``, ``binding_by`` says of what; ``comms_over_compute``
+    is the communication that holds the busiest network longest, over compute (recompute left out
+    of both).
     """
 
     plan: Plan
@@ -76,8 +77,8 @@ _KINDS: Mapping[str, type] = {"binding": str, "binding_by": str, "proven": bool}
 class ParetoFront:
     """Points from the fastest to the smallest, with the problem they answer.
 
-    ``problem`` and ``search`` are plain values: what was asked (model, cluster, workload, recipe, costs)
-    and how it was found (candidates seen, seconds spent, whether the search ran to its end).
+    ``problem`` and ``search`` are plain values: what was asked (model, cluster, workload, recipe,
+    costs) and how it was found (candidates seen, seconds spent, whether the search ran to its end).
     ``notes`` are sentences about the answer: idle chips and the batch that would fill them.
     """
 

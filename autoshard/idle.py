@@ -23,7 +23,8 @@ def idle_notes(problem: Problem, plan: Plan) -> Iterator[str]:
         f"stages, degrees divide the {workload.global_batch_seqs:,} sequences "
         f"({factors(workload.global_batch_seqs)}), the {workload.seq_len:,} tokens of each "
         f"({factors(workload.seq_len)}) and the {problem.model.n_heads} heads "
-        f"({factors(problem.model.n_heads)}), while {offered:,} = {factors(offered)}; no plan on more chips is faster."
+        f"({factors(problem.model.n_heads)}), while {offered:,} = {factors(offered)}; "
+        "no plan on more chips is faster."
     )
     filled = filling_batch(problem, plan)
     if filled is not None:

@@ -11,7 +11,6 @@ from autoshard.catalog import chip_names, load_chip, load_model, model_names
 from autoshard.columns import Column
 from autoshard.costmodels.chip import Chip
 
-
 #: What is said under the table of chips.
 CHIPS_NOTE = "Peaks are dense TFLOP/s. Networks are GB/s per chip and one way (ICI: axes x rate)."
 

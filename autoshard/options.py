@@ -35,7 +35,7 @@ PROBLEM = (
 )
 
 
-class Count(click.ParamType):
+class Count(click.ParamType[int]):
     """A positive count as people write it: ``4194304``, ``16M``, ``15T``, ``4Mi``."""
 
     name = "count"
@@ -48,7 +48,7 @@ class Count(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Ratio(click.ParamType):
+class Ratio(click.ParamType[float]):
     """A share: ``0.001`` or ``0.1%``."""
 
     name = "ratio"
@@ -159,7 +159,7 @@ def cost_profile(costs: str | None, layer: str | None, overlap: str | None) -> P
         SpecError: ``--layer`` or ``--overlap`` with a profile that has neither.
     """
     from autoshard.costmodels.textbook import textbook
-    from autoshard.solve import load_profile
+    from autoshard.solving import load_profile
 
     if costs is None or costs == "textbook":
         return textbook(layer=layer or LAYERS[0], overlap=overlap or OVERLAPS[0])

@@ -72,11 +72,7 @@ def write_file(option: str, path: str | None, write: Callable[[Path], object]) -
 
 def write_chart(front: ParetoFront, path: Path) -> None:
     """Draw the front into an HTML, SVG or PNG file."""
-    chart = front.chart()
-    if _ending(str(path)) == ".png":
-        chart.save(str(path), format="png", scale_factor=2)
-    else:
-        chart.save(str(path), format=_ending(str(path))[1:])
+    front.chart().save(str(path), scale_factor=2 if _ending(str(path)) == ".png" else 1)
 
 
 def _ending(path: str) -> str:

@@ -26,8 +26,8 @@ LOG_FROM = 8.0
 def front_table(front: ParetoFront) -> pl.DataFrame:
     """What the chart draws, one row a point, fastest first.
 
-    ``step`` is in the unit of :func:`autoshard.words.time_scale`, ``memory_gib`` in GiB, ``mfu`` a share;
-    the other columns are words for the tooltip.
+    ``step`` is in the unit of :func:`autoshard.words.time_scale`, ``memory_gib`` in GiB, ``mfu`` a
+    share; the other columns are words for the tooltip.
     """
     _, unit_s, _ = time_scale(front)
     gap = float(front.search.get("gap", 0.0))
@@ -79,10 +79,14 @@ def front_chart(front: ParetoFront) -> alt.LayerChart:
         .mark_text(align="right", dx=-5, y=10, color="#444444")
         .encode(x="memory_gib:Q", text="label:N")
     )
-    chart: alt.LayerChart = alt.layer(line, points, rule, label).properties(
-        width=560, height=340, title=_title(front)
+    layers = (line, points, rule, label)
+    return alt.LayerChart(
+        layer=layers,
+        width=560,
+        height=340,
+        title=_title(front),
+        config=alt.Config(axis=alt.AxisConfig(gridOpacity=0.5)),
     )
-    return chart.configure_axis(gridOpacity=0.5)
 
 
 def _memory_scale(table: pl.DataFrame, limit: float) -> alt.Scale:

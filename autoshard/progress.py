@@ -15,7 +15,7 @@ EVERY_S = 0.25
 class Progress:
     """A context in which :meth:`tell` keeps one line on stderr up to date.
 
-    Silent unless stderr is a terminal and more than a second has passed; the line is gone at the end.
+    Silent unless stderr is a terminal and more than a second has passed; gone at the end.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -53,7 +53,7 @@ class Progress:
             self._done.wait(EVERY_S)
 
     def _draw(self, line: str) -> None:
-        """Replace the line by another; spaces rather than escape codes, which not all terminals know."""
+        """Replace the line by another, without escape codes, which not all terminals know."""
         if line or self._width:
             sys.stderr.write("\r" + line.ljust(self._width) + ("" if line else "\r"))
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The answer on a terminal: the fastest plan in words, the front as a table, and how it was found."""
+"""The answer on a terminal: the fastest plan in words, the front as a table, how it was found."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def front_report(front: ParetoFront, *, tokens: float, assumptions: str) -> str:
     if picture:
         parts += [Text(), Text("\n".join(picture), no_wrap=True)]
     parts += [Text(), *(_hanging(note, "- ") for note in front.notes)]
-    parts += [_hanging(line, style="dim") for line in (search_line(front), f"Costs: {assumptions}.")]
+    last = (search_line(front), f"Costs: {assumptions}.")
+    parts += [_hanging(line, style="dim") for line in last]
     return render(*parts, width=width)
 
 
@@ -109,7 +110,7 @@ def front_table(front: ParetoFront, tokens: float, width: int) -> Group:
     columns, same = said_once(front_columns(front, tokens))
     shown, hidden = fit(columns, width)
     styles = [COLOURS.get(point.binding, "") for point in front.points]
-    parts: list[RenderableType] = [plain_table(shown, {"bound by": styles})]
+    parts: list[RenderableType] = [plain_table(shown, {"bound by": styles}, wrap=False)]
     if same and len(front.points) > 1:
         parts.append(Text(f"All {len(front.points)} plans: {', '.join(same)}.", style="dim"))
     if hidden:
@@ -118,14 +119,20 @@ def front_table(front: ParetoFront, tokens: float, width: int) -> Group:
     return Group(*parts)
 
 
-def plain_table(columns: Sequence[Column], styles: dict[str, list[str]] | None = None) -> Table:
-    """A table without rules: heads in bold, numbers to the right; the last column may wrap."""
+def plain_table(
+    columns: Sequence[Column], styles: dict[str, list[str]] | None = None, *, wrap: bool = True
+) -> Table:
+    """A table without rules: heads in bold, numbers to the right; ``wrap`` the last column."""
     table = Table(box=None, padding=(0, SPACE, 0, 0), pad_edge=False, header_style="bold")
+    justify: JustifyMethod
     for column in columns[:-1]:
-        justify: JustifyMethod = "left" if column.left else "right"
+        justify = "left" if column.left else "right"
         table.add_column(column.head, justify=justify, no_wrap=True, min_width=column.width)
     last = columns[-1]
-    table.add_column(last.head, justify="left" if last.left else "right", overflow="fold")
+    justify = "left" if last.left else "right"
+    table.add_column(
+        last.head, justify=justify, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis"
+    )
     colours = styles or {}
     for row in range(len(last.cells)):
         table.add_row(
@@ -141,11 +148,15 @@ def search_line(front: ParetoFront) -> str:
     """How the front was found, and whether the search came to its end."""
     search = front.search
     seconds = sum(search.get("seconds", {}).values())
-    found = (
-        f"Search: {search.get('meshes', 0):,} meshes, {search.get('priced', 0):,} candidates priced, "
-        f"{search.get('rows', 0):,} within the bounds, {search.get('answers', 0):,} answered exactly, "
-        f"{search.get('solves', 0):,} CP-SAT solves in {seconds:.1f} s; "
-    )
+    counts = {
+        "meshes": "meshes",
+        "priced": "candidates priced",
+        "rows": "within the bounds",
+        "answers": "answered exactly",
+        "solves": "solved by CP-SAT",
+    }
+    said = ", ".join(f"{search.get(key, 0):,} {words}" for key, words in counts.items())
+    found = f"Search: {said} in {seconds:.1f} s; "
     if not front.complete:
         return found + "stopped early: each plan is real, and points may be missing."
     if len(front.points) == search.get("points"):
@@ -175,7 +186,7 @@ def part_lines(point: FrontPoint) -> list[RenderableType]:
     listed = ", ".join(f"{kind} {format_seconds(value)}" for kind, value in comms)
     said = f"Communication, hidden or not: {listed}; " if listed else "No communication; "
     ratio = percent(point.comms_over_compute)
-    said += f"the busiest network is busy for {ratio} of the time that compute takes."
+    said += f"the longest on one network takes {ratio} of the time of compute (without recompute)."
     return [table, Text(), _hanging(said)]
 
 

@@ -15,8 +15,8 @@ OTHER = "*"
 def scatter(front: ParetoFront, width: int = 72, height: int = 10) -> list[str]:
     """Lines of text: memory runs to the right and step time upwards, both on logarithmic scales.
 
-    Where two points share a cell the faster one is shown. Empty for fewer than three points, of which
-    a picture says no more than the table.
+    Where two points share a cell the faster one is shown. Empty for fewer than three points, of
+    which a picture says no more than the table.
     """
     points = front.points
     if len(points) < 3:

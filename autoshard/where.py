@@ -1,7 +1,7 @@
 """``--where``: a constraint on the candidates, as a polars expression or its text.
 
-The text is SQL as polars reads it (``tp <= 8 and pp * vpp <= 32``): an expression over columns, never
-code that is run.
+The text is SQL as polars reads it (``tp <= 8 and pp * vpp <= 32``): an expression over columns,
+never code that is run.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ def compile_where(where: str | pl.Expr) -> Keep:
         if kept.dtype != pl.Boolean or len(kept) != len(frame):
             gives = str(kept.dtype) if len(kept) == len(frame) else "one value for all"
             raise SpecError(
-                f"--where {str(where)!r} is not a condition on each plan: it gives {gives}; {EXAMPLE}."
+                f"--where {str(where)!r} is not a condition on each plan, it gives {gives}; "
+                f"{EXAMPLE}."
             )
         return np.asarray(kept.fill_null(False).to_numpy(), dtype=np.bool_)
 
-    # A constraint that cannot be evaluated must fail now, not in the middle of a search; and one that
-    # compares plans with each other has no meaning, because plans are judged in blocks.
+    # A constraint that cannot be evaluated must fail now, not in the middle of a search; and one
+    # that compares plans with each other has no meaning, because plans are judged in blocks.
     together = keep(_probe(1, 2, 4)).tolist()
     if together != [bool(keep(_probe(n))[0]) for n in (1, 2, 4)]:
         raise SpecError(

@@ -108,7 +108,8 @@ def count_words(count: float) -> str:
 
 def training_days(front: ParetoFront, point: FrontPoint, tokens: float) -> float:
     """Days that a training run of ``tokens`` takes at this step time, without interruptions."""
-    return tokens / front.problem["workload"]["global_batch_tokens"] * point.step_time_s / DAY_S
+    steps = tokens / float(front.problem["workload"]["global_batch_tokens"])
+    return steps * point.step_time_s / DAY_S
 
 
 def days_words(days: float) -> str:

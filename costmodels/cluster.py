@@ -88,6 +88,12 @@ class Cluster:
                     f"{owner}: {self.chip.name} has no DCN bandwidth on record, so several pods "
                     "cannot be priced; use one pod, or give dcn_bytes_per_s in a cluster file."
                 )
+        elif self.pods > 1 and self.pod_chips % self.chip.domain_chips:
+            whole = max(self.pod_chips // self.chip.domain_chips, 1) * self.chip.domain_chips
+            raise SpecError(
+                f"{owner}: pods of {self.pod_chips} {self.chip.name} are not whole domains of "
+                f"{self.chip.domain_chips}; {self.pods * whole} chips in {self.pods} pods would be."
+            )
         elif self.chips > self.chip.domain_chips and self.chip.scale_out_bytes_per_s == 0:
             raise SpecError(
                 f"{owner}: {self.chip.name} has no scale-out bandwidth on record; use at most "

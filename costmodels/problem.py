@@ -35,8 +35,8 @@ class Problem:
         hbm = self.cluster.chip.hbm_bytes
         if self.memory_limit_bytes > hbm:
             raise SpecError(
-                f"problem: a memory limit of {self.memory_limit_bytes} bytes exceeds the "
-                f"{hbm} bytes of HBM of {self.cluster.chip.name}."
+                f"problem: a memory limit of {self.memory_limit_bytes / 1e9:,.1f} GB exceeds the "
+                f"{hbm / 1e9:,.1f} GB of HBM of {self.cluster.chip.name}."
             )
 
     @property

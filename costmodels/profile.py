@@ -53,7 +53,8 @@ class CostModel(Protocol):
 class ComputeModel(CostModel, Protocol):
     """Seconds of arithmetic of a layer, the embedding and the head, and of each rung's recompute.
 
-    ``flops_per_step`` is what MFU counts.
+    ``flops_per_step`` is what MFU counts. No plan may be faster than it at its chips' peak: the
+    search relies on it.
     """
 
     def flops_per_step(self, problem: Problem) -> float:
@@ -281,7 +282,7 @@ class Profile:
         for flow in comms.flows:
             shape = (n, rungs) if flow.phase == "recompute" else (n,)
             for resource, seconds in flow.seconds.items():
-                if resource >= len(comms.resources):
+                if not 0 <= resource < len(comms.resources):
                     raise CostModelError(
                         f"cost model {self.comms.name!r}: flow {flow.kind} holds resource "
                         f"{resource} of {len(comms.resources)}."

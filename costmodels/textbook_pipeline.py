@@ -1,7 +1,9 @@
 """1F1B and interleaved 1F1B: step time from stage times, and microbatches in flight.
 
 Sources: gpus.md describes the bubble without a formula; the idle fraction (p-1)/(m+p-1) and the 1/v
-of interleaving are Narayanan et al. 2021 (arXiv 2104.04473, section 2.2).
+of interleaving are Narayanan et al. 2021 (arXiv 2104.04473, section 2.2). Against a discrete-event
+simulation (tests/test_pipeline.py) the step time is exact for equal stages; for uneven ones 1F1B is
+never too fast, and interleaving can be, by up to 12 % where stages differ twofold.
 """
 
 from __future__ import annotations

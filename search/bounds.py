@@ -177,7 +177,7 @@ def uniform_plans(rows: Rows) -> tuple[Column, Column]:
     for there, n_layers, embedding, head in kinds:
         added = _exposed_s(costs, n_layers, embedding, head)
         exposed = np.where(there, np.maximum(exposed, added), exposed)
-    for rung in range(seconds.shape[1]):
+    for rung in range(costs.saved_bytes.shape[1]):
         stages = [
             np.where(there, _stage_s(costs, n_layers, rung, embedding, head), 0.0)
             for there, n_layers, embedding, head in kinds

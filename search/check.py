@@ -62,6 +62,10 @@ def broken_rules(problem: Problem, plan: Plan) -> list[str]:
             f"interleaving wants microbatches in rounds of pp = {plan.pp}",
         ),
         (
+            0 in (model.n_layers // plan.pp % plan.vpp, -(-model.n_layers // plan.pp) % plan.vpp),
+            f"vpp = {plan.vpp} does not divide the layers of an even stage",
+        ),
+        (
             all(len([n for n in stage.values() if n]) <= 2 for stage in plan.remat),
             "a stage runs more than two rungs of the remat ladder",
         ),

@@ -27,14 +27,23 @@ def fastest(
     """
     if choices is None:
         choices = Choices.of(stage, most_layers(stage, budget_bytes, below_s))
-    menus = [menu_of(stage, choices, s, budget_bytes) for s in range(stage.pp)]
-    if any(not len(menu) for menu in menus):
+    if stage.pp == 1:
+        times, memory = _single(stage, choices)
+        fits = np.nonzero((memory <= budget_bytes) & (times < below_s))[0]
+        order = np.lexsort((memory[fits], times[fits]))
+        return _leaf(stage, choices, [int(fits[order[0]])]) if len(fits) else None
+    pick = best_choices(stage, choices, budget_bytes)
+    there = pick >= 0
+    if not there.any(axis=1).all():
         return None
-    exposed = [choices.exposed[kind_of(stage, s)] for s in range(stage.pp)]
-    caps = np.unique(np.concatenate([exposed[s][menu] for s, menu in enumerate(menus)]))
-    needed = max(float(exposed[s][menu].min()) for s, menu in enumerate(menus))
+    kinds = [kind_of(stage, s) for s in range(stage.pp)]
+    seconds = np.stack([choices.seconds[k][row] for k, row in zip(kinds, pick, strict=True)])
+    exposed = np.stack([choices.exposed[k][row] for k, row in zip(kinds, pick, strict=True)])
+    seconds = np.where(there, seconds, np.inf)
+    caps = np.unique(exposed[there])
+    needed = float(np.where(there, exposed, np.inf).min(axis=1).max())
     # With every choice allowed: what dealing costs at least, whatever it exposes.
-    free = _deal(stage, choices, menus, below_s - needed)
+    free = _deal(stage, choices.numbers, seconds, below_s - needed)
     if free is None:
         return None
     best: tuple[float, list[int]] | None = None
@@ -42,16 +51,18 @@ def fastest(
         limit = min(best[0] if best else np.inf, below_s)
         if free[0] + cap >= limit:
             break
-        allowed = [menu[exposed[s][menu] <= cap] for s, menu in enumerate(menus)]
-        whole = all(len(a) == len(m) for a, m in zip(allowed, menus, strict=True))
-        dealt = free if whole else _deal(stage, choices, allowed, limit - cap)
-        if dealt is not None and dealt[0] + cap < limit:
+        dealt = free
+        if cap < caps[-1]:
+            allowed = np.where(exposed <= cap, seconds, np.inf)
+            capped = _deal(stage, choices.numbers, allowed, limit - cap)
+            if capped is None:
+                continue
+            dealt = capped
+        if dealt[0] + cap < limit:
             best = (dealt[0] + cap, dealt[1])
     if best is None:
         return None
-    rungs = choices.rungs[best[1]]
-    time_s, memory = stage.evaluate(rungs)
-    return Leaf(rungs=rungs, time_s=time_s, memory_bytes=memory) if time_s < below_s else None
+    return _leaf(stage, choices, [int(pick[s, g]) for s, g in enumerate(best[1])])
 
 
 def smallest(
@@ -67,6 +78,11 @@ def smallest(
     """
     latest = float(np.nextafter(time_s, np.inf))
     choices = Choices.of(stage, most_layers(stage, enough_bytes, latest))
+    if stage.pp == 1 and solve is None:
+        times, memory = _single(stage, choices)
+        fits = np.nonzero((memory <= enough_bytes) & (times <= time_s))[0]
+        order = np.lexsort((times[fits], memory[fits]))
+        return _leaf(stage, choices, [int(fits[order[0]])]) if len(fits) else None
     if solve is None:
         solve = functools.partial(fastest, choices=choices)
     best = solve(stage, enough_bytes, latest)
@@ -88,6 +104,20 @@ def smallest(
     return best
 
 
+def _single(stage: Stage, choices: Choices) -> tuple[Column, Column]:
+    """Step seconds and bytes of every choice of the only stage."""
+    kind = kind_of(stage, 0)
+    weight = stage.max_weight + stage.sum_weight
+    times = weight * choices.seconds[kind] + choices.exposed[kind]
+    return times, stage_memory(stage, choices, 0)
+
+
+def _leaf(stage: Stage, choices: Choices, picked: list[int]) -> Leaf:
+    rungs = choices.rungs[picked]
+    time_s, memory = stage.evaluate(rungs)
+    return Leaf(rungs=rungs, time_s=time_s, memory_bytes=memory)
+
+
 def most_layers(stage: Stage, budget_bytes: float, below_s: float) -> int:
     """More layers on one stage do not fit a budget, or make a step slower than a time."""
     per_layer = stage.state[0] + stage.in_flight.min() * stage.saved.min()
@@ -103,87 +133,102 @@ def most_layers(stage: Stage, budget_bytes: float, below_s: float) -> int:
     return int(min(max(most, 0.0) * (1.0 + 1e-9), stage.n_layers))
 
 
-def menu_of(stage: Stage, choices: Choices, s: int, budget_bytes: float) -> NDArray[np.intp]:
-    """The fastest choice that fits on stage ``s``, for each number of layers."""
-    fits = np.nonzero(stage_memory(stage, choices, s) <= budget_bytes)[0]
-    seconds, layers = choices.seconds[kind_of(stage, s)][fits], choices.layers[fits]
-    order = np.lexsort((choices.saved[fits], seconds, layers))
-    first = np.ones(len(order), dtype=np.bool_)
-    first[1:] = layers[order][1:] != layers[order][:-1]
-    picked: NDArray[np.intp] = fits[order[first]]
-    return picked
+def best_choices(stage: Stage, choices: Choices, budget_bytes: float) -> NDArray[np.intp]:
+    """The fastest choice that fits, for each stage and number of layers; -1 where none fits.
+
+    Shape ``[pp, numbers]``.
+    """
+    pick = np.full((stage.pp, len(choices.numbers)), -1, dtype=np.intp)
+    if not len(choices.numbers):
+        return pick
+    kinds = np.array([kind_of(stage, s) for s in range(stage.pp)])
+    for kind, seconds in choices.seconds.items():
+        stages = np.nonzero((kinds == kind).all(axis=1))[0]
+        order = np.lexsort((choices.saved, seconds, choices.layers))
+        free = choices.layers[order] * stage.state[0]
+        free += np.array(kind) @ stage.state[1:] + stage.fixed
+        held = np.multiply.outer(stage.in_flight[stages], choices.saved[order]) + free
+        position = np.where(held <= budget_bytes, np.arange(len(order)), len(order))
+        first = np.minimum.reduceat(position, choices.starts, axis=1)
+        fits = first < len(order)
+        pick[stages] = np.where(fits, order[np.where(fits, first, 0)], -1)
+    return pick
 
 
 def _deal(
-    stage: Stage,
-    choices: Choices,
-    menus: list[NDArray[np.intp]],
-    below_s: float,
+    stage: Stage, numbers: NDArray[np.int64], seconds: Column, below_s: float
 ) -> tuple[float, list[int]] | None:
     """Deal the layers: least ``max_weight * slowest + sum_weight * sum``, and what each stage is.
 
-    None where the layers cannot be dealt, or not below ``below_s``.
+    ``seconds`` is ``[pp, numbers]``, infinite where a stage cannot have that number of layers.
+    Answers with the index of each stage's number; None where the layers cannot be dealt, or not
+    below ``below_s``.
     """
-    n, pp = stage.n_layers, stage.pp
-    table = np.full((pp, n + 1), np.inf)
-    pick = np.zeros((pp, n + 1), dtype=np.intp)
-    for s, menu in enumerate(menus):
-        seconds = choices.seconds[kind_of(stage, s)]
-        table[s, choices.layers[menu]] = seconds[menu]
-        pick[s, choices.layers[menu]] = menu
-    caps = np.unique(table[np.isfinite(table)])
-    most = _most_taken(table, caps)
-    feasible = np.nonzero(most >= n)[0]
+    caps = np.unique(seconds[np.isfinite(seconds)])
+    feasible = np.nonzero(_most_taken(seconds, numbers, caps) >= stage.n_layers)[0]
     if not len(feasible):
         return None
-    least_sum = _dealt_sum(table)
-    if least_sum is None:
+    # No sum of stages is below the cheapest layers: most meshes end here, without dealing.
+    rate = float((seconds / numbers).min())
+    if _step_s(stage, float(caps[feasible[0]]), rate * stage.n_layers) >= below_s:
+        return None
+    least = _dealt_sum(seconds, numbers, stage.n_layers)
+    if least is None:
         return None
     best: tuple[float, list[int]] | None = None
     for cap in caps[feasible[0] :].tolist():
         limit = min(best[0] if best else np.inf, below_s)
-        if stage.max_weight * cap + stage.sum_weight * max(least_sum[0], cap) >= limit:
+        if _step_s(stage, cap, least[0]) >= limit:
             break
-        dealt = _dealt_sum(np.where(table <= cap, table, np.inf))
+        capped = np.where(seconds <= cap, seconds, np.inf)
+        dealt = _dealt_sum(capped, numbers, stage.n_layers)
         if dealt is None:
             continue
-        slowest = max(table[s, count] for s, count in enumerate(dealt[1]))
-        value = stage.max_weight * slowest + stage.sum_weight * dealt[0]
+        slowest = float(seconds[np.arange(stage.pp), dealt[1]].max())
+        value = _step_s(stage, slowest, dealt[0])
         if best is None or value < best[0]:
-            best = (value, [int(pick[s, count]) for s, count in enumerate(dealt[1])])
+            best = (value, dealt[1])
     return best
 
 
-def _most_taken(table: Column, caps: Column) -> NDArray[np.int64]:
+def _step_s(stage: Stage, slowest: float, total: float) -> float:
+    return stage.max_weight * slowest + stage.sum_weight * max(total, slowest)
+
+
+def _most_taken(seconds: Column, numbers: NDArray[np.int64], caps: Column) -> NDArray[np.int64]:
     """Under each cap, the layers that all stages take together, ``[caps]``."""
+    # A stage of more layers is never faster, so the numbers under a cap are the first so many.
+    rising = np.minimum.accumulate(seconds[:, ::-1], axis=1)[:, ::-1]
     total = np.zeros(len(caps), dtype=np.int64)
-    for row in table:
-        counts = np.nonzero(np.isfinite(row))[0]
-        order = np.argsort(row[counts], kind="stable")
-        best = np.maximum.accumulate(counts[order])
-        index = np.searchsorted(row[counts][order], caps, side="right")
-        total += np.where(index > 0, best[np.maximum(index - 1, 0)], -(2**40))
+    for row in rising:
+        count = np.searchsorted(row, caps, side="right")
+        total += np.where(count > 0, numbers[np.maximum(count - 1, 0)], -(2**40))
     return total
 
 
-def _dealt_sum(table: Column) -> tuple[float, list[int]] | None:
-    """Deal exactly all layers with the least sum of ``table[s, layers]``: the dynamic programme."""
-    pp, n = table.shape[0], table.shape[1] - 1
-    least = np.full(n + 1, np.inf)
+def _dealt_sum(
+    seconds: Column, numbers: NDArray[np.int64], n_layers: int
+) -> tuple[float, list[int]] | None:
+    """Deal exactly all layers with the least sum of seconds: the dynamic programme over stages.
+
+    Answers with the index of each stage's number of layers.
+    """
+    least = np.full(n_layers + 1, np.inf)
     least[0] = 0.0
-    taken = np.zeros((pp, n + 1), dtype=np.int64)
-    for s in range(pp):
-        new = np.full(n + 1, np.inf)
-        for count in np.nonzero(np.isfinite(table[s]))[0].tolist():
-            value = least[: n + 1 - count] + table[s, count]
+    taken = np.zeros((len(seconds), n_layers + 1), dtype=np.intp)
+    for s, row in enumerate(seconds):
+        new = np.full(n_layers + 1, np.inf)
+        for index in np.nonzero(np.isfinite(row))[0].tolist():
+            count = int(numbers[index])
+            value = least[: n_layers + 1 - count] + row[index]
             better = value < new[count:]
             new[count:][better] = value[better]
-            taken[s, count:][better] = count
+            taken[s, count:][better] = index
         least = new
-    if not np.isfinite(least[n]):
+    if not np.isfinite(least[n_layers]):
         return None
-    counts, left = [], n
-    for s in reversed(range(pp)):
-        counts.append(int(taken[s, left]))
-        left -= counts[-1]
-    return float(least[n]), counts[::-1]
+    picked, left = [], n_layers
+    for s in reversed(range(len(seconds))):
+        picked.append(int(taken[s, left]))
+        left -= int(numbers[picked[-1]])
+    return float(least[n_layers]), picked[::-1]

@@ -7,6 +7,9 @@ a microbatch never makes the pieces cheaper in time, nor larger in memory.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,14 +43,14 @@ class Staircase:
     def add(self, time_s: Column, memory_bytes: Column) -> None:
         """Take in more plans."""
         better = time_s < self.least_time_s(memory_bytes)
-        time = np.concatenate([self.time_s, time_s[better]])
+        seconds = np.concatenate([self.time_s, time_s[better]])
         memory = np.concatenate([self.memory_bytes, memory_bytes[better]])
-        order = np.lexsort((time, memory))
-        time, memory = time[order], memory[order]
-        best = np.minimum.accumulate(time)
-        keep = np.ones(len(time), dtype=np.bool_)
+        order = np.lexsort((seconds, memory))
+        seconds, memory = seconds[order], memory[order]
+        best = np.minimum.accumulate(seconds)
+        keep = np.ones(len(seconds), dtype=np.bool_)
         keep[1:] = best[1:] < best[:-1]
-        self.time_s, self.memory_bytes = time[keep], memory[keep]
+        self.time_s, self.memory_bytes = seconds[keep], memory[keep]
 
     def least_time_s(self, memory_bytes: Column) -> Column:
         """The least time of a plan that is no larger, infinite where there is none."""
@@ -56,21 +59,35 @@ class Staircase:
 
     def alive(self, time_s: Column, memory_bytes: Column, gap: float) -> NDArray[np.bool_]:
         """Which lower bounds (time, memory) no plan beats in both, by more than ``gap``."""
-        latest = self.slowest * self.time_s.min(initial=np.inf)
-        limit = np.minimum(self.least_time_s(memory_bytes), latest)
-        within: NDArray[np.bool_] = time_s <= limit * (1.0 + gap)
+        least_s = self.least_time_s(memory_bytes) * (1.0 + gap)
+        within: NDArray[np.bool_] = time_s <= np.minimum(least_s, self.latest_s(gap))
         return within
+
+    def latest_s(self, gap: float) -> float:
+        """No plan of interest takes longer."""
+        return float(self.slowest * self.time_s.min(initial=np.inf) * (1.0 + gap))
 
 
 @dataclass(slots=True)
 class Tally:
-    """How many candidates each step saw: what the search reports about itself."""
+    """How many candidates each step saw and how long it took: what the search says of itself."""
 
     meshes: int = 0
     priced: int = 0
     rows: int = 0
     answers: int = 0
     solves: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the wall time of a block to a step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
 
 
 def promising_rows(
@@ -89,18 +106,31 @@ def promising_rows(
     constraint, applied before anything is pruned. ``prune=False`` prices the whole space, for
     constraints that bounds cannot see.
     """
-    table = meshes(problem)
+    with tally.timed("space"):
+        table = meshes(problem)
     tally.meshes = len(table)
     stairs = Staircase(slowest=slowest)
     if not prune:
         return _priced(problem, profile, table, keep, gap, None, tally)
-    floors = _mesh_floors(problem, profile, table)
-    alive = floors.memory_bytes <= problem.capacity_bytes
-    if int(alive.sum()) > SCOUTS:
-        scouts = np.nonzero(alive)[0]
+    # The meshes with most chips first: what they take bounds what fewer chips can be good for.
+    chips = table.chips_used
+    order = np.argsort(-chips, kind="stable")
+    many = int((chips * 2 >= chips.max(initial=0)).sum())
+    table, chips = table.take(order), chips[order]
+    with tally.timed("costs of meshes"):
+        floors = _mesh_floors(problem, profile, table.take(slice(0, many)))
+    scouts = np.nonzero(floors.memory_bytes <= problem.capacity_bytes)[0]
+    if len(scouts) > SCOUTS:
         scouts = scouts[_scouts(floors.least_s[scouts], floors.memory_bytes[scouts])]
         _priced(problem, profile, table.take(scouts), keep, gap, stairs, tally, floors.take(scouts))
-        alive &= stairs.alive(floors.least_s, floors.memory_bytes, gap)
+    # No plan beats its chips' peak.
+    peak_s = profile.compute.flops_per_step(problem) / (problem.peak_flops_per_s * chips)
+    table = table.take(slice(0, many + int((peak_s[many:] <= stairs.latest_s(gap)).sum())))
+    with tally.timed("costs of meshes"):
+        rest = _mesh_floors(problem, profile, table.take(slice(many, None)))
+    floors = floors.join(rest)
+    alive = floors.memory_bytes <= problem.capacity_bytes
+    alive &= stairs.alive(floors.least_s, floors.memory_bytes, gap)
     rows = np.nonzero(alive)[0]
     kept = _priced(problem, profile, table.take(rows), keep, gap, stairs, tally, floors.take(rows))
     tally.rows = len(kept)
@@ -117,6 +147,14 @@ class MeshFloors:
     busy_s: Column
     least_s: Column
     memory_bytes: Column
+
+    def join(self, other: MeshFloors) -> MeshFloors:
+        """These floors and then the others."""
+        return MeshFloors(
+            busy_s=np.concatenate([self.busy_s, other.busy_s]),
+            least_s=np.concatenate([self.least_s, other.least_s]),
+            memory_bytes=np.concatenate([self.memory_bytes, other.memory_bytes]),
+        )
 
     def take(self, rows: NDArray[np.intp]) -> MeshFloors:
         """The floors of those meshes."""
@@ -191,7 +229,8 @@ def _priced(
 ) -> Rows:
     """Price each mesh with its microbatches; keep the rows that no plan of the staircase beats."""
     capacity = float(problem.capacity_bytes)
-    candidates, mesh = expand(problem, table)
+    with tally.timed("space"):
+        candidates, mesh = expand(problem, table)
     if keep is not None:
         wanted = np.nonzero(keep(candidates))[0]
         candidates, mesh = candidates.take(wanted), mesh[wanted]
@@ -208,16 +247,18 @@ def _priced(
         if stairs is not None and floors is not None:
             part = slice(number * CHUNK, (number + 1) * CHUNK)
             piece = piece.take(stairs.alive(floor_s[part], floor_bytes[part], gap))
-        rows = price_rows(problem, profile, piece)
+        with tally.timed("costs of candidates"):
+            rows = price_rows(problem, profile, piece)
         tally.priced += len(rows)
-        memory = bounds.memory_floor_bytes(rows)
-        time_s = bounds.time_floor_s(rows)
-        alive = memory <= capacity
-        if stairs is not None:
-            plan_s, plan_bytes = bounds.uniform_plans(rows)
-            stairs.add(np.where(plan_bytes <= capacity, plan_s, np.inf), plan_bytes)
-            alive &= stairs.alive(time_s, memory, gap)
-        kept.append((rows.take(alive), time_s[alive], memory[alive]))
+        with tally.timed("bounds"):
+            memory = bounds.memory_floor_bytes(rows)
+            time_s = bounds.time_floor_s(rows)
+            alive = memory <= capacity
+            if stairs is not None:
+                plan_s, plan_bytes = bounds.uniform_plans(rows)
+                stairs.add(np.where(plan_bytes <= capacity, plan_s, np.inf), plan_bytes)
+                alive &= stairs.alive(time_s, memory, gap)
+            kept.append((rows.take(alive), time_s[alive], memory[alive]))
     if not kept:
         return price_rows(problem, profile, candidates)
     # Early pieces met a shorter staircase: measure them again.
@@ -231,16 +272,17 @@ def _priced(
 def least_memory(problem: Problem, profile: Profile, keep: Keep | None) -> float:
     """The least memory per chip of any plan, whatever the capacity; infinite if none."""
     table = meshes(problem)
-    if keep is None:
-        floor = _mesh_floors(problem, profile, table).memory_bytes
-        # The smallest floors belong to the smallest plans, give or take whole layers.
-        table = table.take(np.argsort(floor, kind="stable")[:2_000])
-    candidates, _ = expand(problem, table)
-    if keep is not None:
-        candidates = candidates.take(keep(candidates))
-    least = np.inf
-    for piece in chunks(candidates):
-        least = min(
-            least, float(smallest_bytes(price_rows(problem, profile, piece), profile).min())
-        )
+    floor = _mesh_floors(problem, profile, table).memory_bytes
+    order = np.argsort(floor, kind="stable")
+    least = float("inf")
+    for start in range(0, len(order), SCOUTS):
+        batch = order[start : start + SCOUTS]
+        if floor[batch[0]] >= least:
+            break
+        candidates, _ = expand(problem, table.take(batch))
+        if keep is not None:
+            candidates = candidates.take(keep(candidates))
+        for piece in chunks(candidates):
+            rows = price_rows(problem, profile, piece)
+            least = min(least, float(smallest_bytes(rows, profile).min()))
     return least

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column
-from autoshard.search.dealing import menu_of, most_layers
+from autoshard.search.dealing import best_choices, most_layers
 from autoshard.search.stages import Choices, Leaf, Stage, kind_of, stage_memory
 
 #: Called with the CpModel and its named variables before a model is solved.
@@ -48,13 +48,11 @@ class StageModel:
         most = stage.n_layers if constrain else most_layers(stage, budget_bytes, below_s)
         self.choices = Choices.of(stage, most)
         self.model = cp_model.CpModel()
-        self.menus: list[NDArray[np.intp]] = []
-        for s in range(stage.pp):
-            if constrain:
-                memory = stage_memory(stage, self.choices, s)
-                self.menus.append(np.nonzero(memory <= budget_bytes)[0])
-            else:
-                self.menus.append(menu_of(stage, self.choices, s, budget_bytes))
+        if constrain:
+            memory = [stage_memory(stage, self.choices, s) for s in range(stage.pp)]
+            self.menus = [np.nonzero(held <= budget_bytes)[0] for held in memory]
+        else:
+            self.menus = [r[r >= 0] for r in best_choices(stage, self.choices, budget_bytes)]
         self.empty = any(not len(menu) for menu in self.menus)
         if not self.empty:
             self._build(constrain)

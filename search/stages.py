@@ -157,11 +157,14 @@ def _longest_forms(forms: Column, share: int) -> Column:
 class Choices:
     """Everything that a stage can be, apart from what the schedule keeps in flight.
 
+    Sorted by number of layers; ``starts`` is where each of the ``numbers`` of layers begins.
     ``layers`` and ``rungs[., r]`` count layers, ``saved`` is bytes of one microbatch.
-    ``seconds[kind]`` and ``exposed[kind]`` are the stage's time and what once-a-step work adds to
-    it, for the ends that a stage has: ``(embedding, head)``.
+    ``seconds[kind]`` and ``exposed[kind]`` are the stage's time and what once-a-step work adds,
+    for the ends that a stage has: ``(embedding, head)``.
     """
 
+    numbers: NDArray[np.int64]
+    starts: NDArray[np.intp]
     layers: NDArray[np.int64]
     rungs: NDArray[np.int64]
     saved: Column
@@ -190,7 +193,10 @@ class Choices:
             backward = (backward + (ends @ stage.backward[-2:])[:, None]).max(axis=0)
             seconds[kind] = forward + backward + stage.send_s
             exposed[kind] = stage.exposed[kind][layers]
+        numbers, starts = np.unique(layers, return_index=True)
         return cls(
+            numbers=numbers,
+            starts=starts,
             layers=layers,
             rungs=rungs,
             saved=rungs @ stage.saved,

@@ -43,7 +43,8 @@ def smallest_bytes(rows: Rows, profile: Profile) -> Column:
             if not (high > low * (1.0 + 1e-12)).any():
                 break
             middle = 0.5 * (low + high)
-            fits = np.floor((middle[:, None] - ends) / per_layer * (1.0 + 1e-13))
+            # A layer of no bytes at all fits as often as there are layers.
+            fits = np.floor((middle[:, None] - ends) / np.maximum(per_layer, 1e-9) * (1.0 + 1e-13))
             enough = (fits >= least_layers[:, None]).all(axis=1)
             enough &= fits.sum(axis=1) >= rows.n_layers
             high = np.where(enough, middle, high)

@@ -156,9 +156,9 @@ def plain(costs: Any, row: int) -> dict[str, Any]:
     return made
 
 
-def stage_cost(costs: dict[str, Any], dealt: Sequence[int], first: bool, last: bool) -> tuple[
-    float, float, float, float
-]:
+def stage_cost(
+    costs: dict[str, Any], dealt: Sequence[int], first: bool, last: bool
+) -> tuple[float, float, float, float]:
     """Seconds a microbatch, exposed seconds, state bytes and saved bytes of one stage."""
     n = sum(dealt)
     counts = {"layer": n, "embedding": int(first), "head": int(last)}
@@ -181,9 +181,7 @@ def stage_cost(costs: dict[str, Any], dealt: Sequence[int], first: bool, last: b
     return seconds, exposed, state, saved
 
 
-def judge(
-    problem: Problem, profile: Profile, mesh: Mesh, rungs: Sequence[Sequence[int]]
-) -> Cost:
+def judge(problem: Problem, profile: Profile, mesh: Mesh, rungs: Sequence[Sequence[int]]) -> Cost:
     """Step seconds and peak bytes of one plan."""
     costs = plain(profile.price(problem, columns([mesh])), 0)
     held = profile.pipeline.in_flight(mesh["pp"], mesh["vpp"], mesh["microbatches"]).tolist()
@@ -193,7 +191,8 @@ def judge(
     seconds = [stage[0] for stage in stages]
     step = costs["max_weight"] * max(seconds) + costs["sum_weight"] * sum(seconds)
     peak = max(
-        state + inflight * saved for (_, _, state, saved), inflight in zip(stages, held, strict=True)
+        state + inflight * saved
+        for (_, _, state, saved), inflight in zip(stages, held, strict=True)
     )
     return step + max(stage[1] for stage in stages), peak + costs["fixed_bytes"]
 
@@ -232,7 +231,7 @@ def all_plans(
 
 
 def pareto(costs: Sequence[Cost], tolerance: float = 0.0) -> list[Cost]:
-    """The strict front, fastest first; what beats another by no more than the tolerance is the same."""
+    """The strict front, fastest first; what differs by no more than the tolerance is the same."""
     kept: list[Cost] = []
     for seconds, size in sorted(costs):
         if not kept or size < kept[-1][1] * (1.0 - tolerance):
@@ -293,7 +292,7 @@ class Instance:
 
 
 def small_instance(seed: int) -> Instance:
-    """A problem of a few layers on a few chips, on which compute, networks and memory all matter."""
+    """A few layers on a few chips, where compute, networks and memory all matter."""
     rng = np.random.default_rng(seed)
 
     def pick(*options: Any) -> Any:

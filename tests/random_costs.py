@@ -50,6 +50,9 @@ class Dice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiceCompute(Dice):
+    def flops_per_step(self, problem: Problem) -> float:
+        return problem.flops_per_step
+
     def __call__(
         self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]
     ) -> ComputeCost:
@@ -147,7 +150,14 @@ EACH: tuple[Phase, ...] = ("forward", "backward", "recompute")
 def dice_problem(n_layers: int) -> Problem:
     """Only the number of layers matters: dice do not read the rest."""
     model = Model(
-        name="dice", n_layers=n_layers, d_model=8, d_ff=8, n_heads=1, n_kv_heads=1, d_head=8, vocab=8
+        name="dice",
+        n_layers=n_layers,
+        d_model=8,
+        d_ff=8,
+        n_heads=1,
+        n_kv_heads=1,
+        d_head=8,
+        vocab=8,
     )
     return Problem(model=model, cluster=Cluster.build(CHIP, chips=64))
 

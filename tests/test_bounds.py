@@ -92,7 +92,7 @@ def test_the_smallest_bytes_of_a_row_are_those_of_its_smallest_plan(table: DiceT
 @many
 @given(dice_tables())
 def test_a_uniform_plan_is_a_plan_and_no_better_than_it_is_said_to_be(table: DiceTable) -> None:
-    """Layers are dealt evenly: what is left over goes to middle stages, then the last, then the first."""
+    """Layers are dealt evenly; leftovers go to middle stages, then the last, then the first."""
     seconds, sizes = bounds.uniform_plans(table.rows)
     for row in range(len(table.rows)):
         mesh, stage = table.mesh(row), table.stage(row)

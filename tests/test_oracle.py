@@ -49,7 +49,7 @@ class Case:
 
 @functools.cache
 def case(seed: int) -> Case:
-    """Every other problem is limited to a part of its front, and one in fifty to less than all of it."""
+    """Every other problem is limited to a part of its front, one in fifty to none of it."""
     instance = small_instance(seed)
     whole = pareto(brute_front(instance.problem, instance.profile), 1e-7)
     if seed % 2 == 0:
@@ -122,13 +122,12 @@ def test_every_point_is_a_legal_plan_that_costs_what_it_says(seeds: range, gap: 
 @in_groups
 @pytest.mark.parametrize("gap", [0.0, DEFAULT_GAP])
 def test_the_bound_of_every_point_is_a_bound_and_within_the_gap(seeds: range, gap: float) -> None:
-    """CP-SAT counts in quanta: a gap of 0 is reached up to a part in a million."""
     for seed in seeds:
         for point in points(seed, gap):
             truly_s = fastest_within(case(seed).front, point.memory_bytes * (1.0 + 1e-9))
             assert point.lower_bound_s <= truly_s * (1.0 + 1e-9), f"seed {seed}"
-            assert point.gap <= gap + SAME, f"seed {seed}"
-            assert point.proven or gap == 0.0, f"seed {seed}"
+            assert point.gap <= gap + 1e-7, f"seed {seed}"
+            assert point.proven, f"seed {seed}"
 
 
 @in_groups
@@ -162,7 +161,7 @@ def test_the_small_problems_are_not_too_small(seeds: range) -> None:
 
 
 def test_the_small_problems_have_every_feature_of_the_space() -> None:
-    """Degrees beside tp, interleaving, ZeRO stages, several pods and trees, and no answer at all."""
+    """Degrees beside tp, interleaving, ZeRO stages, pods and trees, and no answer at all."""
     plans = [p.plan for seeds in GROUPS for seed in seeds for p in points(seed, gap=0.0)]
     for name in ("dp", "batch_split", "seq_split", "cp", "vpp", "microbatches"):
         assert sum(getattr(p, name) > 1 for p in plans) >= 5, name

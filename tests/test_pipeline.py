@@ -1,4 +1,4 @@
-"""The pipeline formula and its memory, against a simulation of the schedules, operation by operation."""
+"""The pipeline formula and its memory, against a simulation of the schedules."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A step's seconds, and the most microbatches that each stage holds (chunks count their share)."""
+    """A step's seconds, and the most microbatches each stage holds (a chunk is a share of one)."""
 
     step_s: float
     in_flight: list[float]
 
 
 def order_of(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
-    """The operations of one stage, in Megatron-LM's order: warm-up, one forward one backward, the rest.
+    """One stage's operations in Megatron-LM's order: warm-up, one forward one backward, the rest.
 
-    Interleaved, microbatches go through chunk 0 in a round of ``pp``, then through chunk 1, and so on;
-    backward passes take the chunks in reverse.
+    Interleaved, microbatches go through chunk 0 in a round of ``pp``, then through chunk 1, and
+    so on; backward passes take the chunks in reverse.
     """
     steps = range(microbatches * vpp)
     forward, backward = [], []
@@ -207,7 +207,7 @@ def test_1f1b_with_the_slowest_stage_last_takes_what_the_formula_says(
 def test_for_uneven_stages_the_formula_is_off_by_no_more_than_this(
     interleaved: bool, spread: float, lowest: float, highest: float
 ) -> None:
-    """Measured on 1,000 pipelines: formula over simulation, for stages up to 1 + ``spread`` apart."""
+    """Measured on 1,000 pipelines: formula over simulation, stages up to 1 + ``spread`` apart."""
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(1_000):

@@ -18,6 +18,8 @@ from random_costs import DiceTable, dice_tables
 
 from autoshard.costmodels.costs import Column
 from autoshard.costmodels.errors import Infeasible
+from autoshard.costmodels.problem import Problem
+from autoshard.costmodels.profile import Profile
 from autoshard.search.dealing import fastest, smallest
 from autoshard.search.front import Options, Result, solve_front
 from autoshard.search.stage_model import StageModel
@@ -166,8 +168,8 @@ def times(result: Result) -> list[Cost]:
     return [(p.step_time_s, p.memory_bytes) for p in result.points]
 
 
-def piped(seed: int) -> tuple[Any, Any]:
-    """A small problem whose front has a pipeline."""
+def question(seed: int) -> tuple[Problem, Profile]:
+    """A small problem and the profile that prices it."""
     instance = small_instance(seed)
     return instance.problem, instance.profile
 
@@ -179,7 +181,7 @@ EXACT = Options(points=0, gap=0.0)
 
 @pytest.mark.parametrize("seed", WITH_PIPELINES)
 def test_a_constraint_on_stages_gives_the_brute_force_front_under_it(seed: int) -> None:
-    problem, profile = piped(seed)
+    problem, profile = question(seed)
     free = brute_front(problem, profile)
 
     def one_first(model: Any, variables: dict[str, Any]) -> None:
@@ -194,7 +196,7 @@ def test_a_constraint_on_stages_gives_the_brute_force_front_under_it(seed: int) 
 
 
 def test_a_constraint_on_stages_that_nothing_meets_is_infeasible() -> None:
-    problem, profile = piped(0)
+    problem, profile = question(0)
 
     def too_many(model: Any, variables: dict[str, Any]) -> None:
         model.add(variables["layers_per_stage"][0] == problem.model.n_layers + 1)
@@ -205,7 +207,7 @@ def test_a_constraint_on_stages_that_nothing_meets_is_infeasible() -> None:
 
 @pytest.mark.parametrize("seed", WITH_PIPELINES)
 def test_a_constraint_on_the_master_gives_the_brute_force_front_under_it(seed: int) -> None:
-    problem, profile = piped(seed)
+    problem, profile = question(seed)
 
     def two_stages(model: Any, variables: dict[str, Any]) -> None:
         model.add(variables["pp"] == 2)
@@ -220,7 +222,7 @@ def test_a_constraint_on_the_master_gives_the_brute_force_front_under_it(seed: i
 
 
 def test_a_constraint_on_the_master_that_nothing_meets_is_infeasible() -> None:
-    problem, profile = piped(0)
+    problem, profile = question(0)
 
     def no_such_degree(model: Any, variables: dict[str, Any]) -> None:
         model.add(variables["tp"] == 97)
@@ -232,7 +234,7 @@ def test_a_constraint_on_the_master_that_nothing_meets_is_infeasible() -> None:
 @pytest.mark.parametrize("seed", [*WITH_PIPELINES, 1, 2, 7, 10])
 def test_the_cp_sat_master_and_the_argmin_give_the_same_front(seed: int) -> None:
     """A master constraint that holds everywhere takes the other road."""
-    problem, profile = piped(seed)
+    problem, profile = question(seed)
 
     def nothing(model: Any, variables: dict[str, Any]) -> None:
         model.add(variables["fsdp"] >= 1)
@@ -244,7 +246,7 @@ def test_the_cp_sat_master_and_the_argmin_give_the_same_front(seed: int) -> None
 
 @pytest.mark.parametrize("seed", WITH_PIPELINES)
 def test_a_constraint_on_candidates_is_the_same_as_one_on_the_master(seed: int) -> None:
-    problem, profile = piped(seed)
+    problem, profile = question(seed)
 
     def two_stages(model: Any, variables: dict[str, Any]) -> None:
         model.add(variables["pp"] == 2)
@@ -257,7 +259,7 @@ def test_a_constraint_on_candidates_is_the_same_as_one_on_the_master(seed: int) 
 
 
 def test_the_handler_of_ctrl_c_is_the_same_after_a_solve() -> None:
-    problem, profile = piped(0)
+    problem, profile = question(0)
 
     def handler(number: int, frame: object) -> None:
         raise AssertionError
@@ -271,7 +273,7 @@ def test_the_handler_of_ctrl_c_is_the_same_after_a_solve() -> None:
 
 
 def test_ctrl_c_ends_the_search_with_the_points_so_far() -> None:
-    problem, profile = piped(0)
+    problem, profile = question(0)
     said: list[str] = []
 
     def interrupt(message: str) -> None:
@@ -287,7 +289,7 @@ def test_ctrl_c_ends_the_search_with_the_points_so_far() -> None:
 
 def answer(seed: int) -> list[Any]:
     """Everything that a caller sees of a front."""
-    problem, profile = piped(seed)
+    problem, profile = question(seed)
     result = solve_front(problem, profile, Options())
     return [
         [p.step_time_s, p.memory_bytes, p.lower_bound_s, p.row, p.plan.to_dict()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from textbook_registry import (
     B200,
@@ -186,7 +188,7 @@ def tensor_parallel() -> Figures:
     }
 
 
-def plan(**degrees: int) -> Plan:
+def plan(**degrees: Any) -> Plan:
     stages = degrees.get("pp", 1)
     return Plan(**degrees, layers_per_stage=(8,) * stages, remat=({"checkpoints_4": 8},) * stages)
 

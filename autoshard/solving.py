@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoshard.breakdown import breakdown
@@ -12,7 +13,7 @@ from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.model import Model
 from autoshard.costmodels.problem import Problem
-from autoshard.costmodels.profile import Profile
+from autoshard.costmodels.profile import CostModel, Profile
 from autoshard.costmodels.recipe import Recipe
 from autoshard.costmodels.workload import DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, Workload
 from autoshard.front import FrontPoint, ParetoFront, breakdown_dict
@@ -31,7 +32,7 @@ AGREE = 1e-6
 
 
 def build_problem(
-    model: Model | str,
+    model: Model | str | os.PathLike[str],
     *,
     cluster: Cluster | str | None = None,
     chip: str | None = None,
@@ -49,8 +50,12 @@ def build_problem(
     from autoshard.catalog import load_chip, load_model
     from autoshard.cluster_file import load_cluster, parse_topology
 
-    if isinstance(model, str):
-        model = load_model(model)
+    if isinstance(model, (str, os.PathLike)):
+        model = load_model(os.fspath(model))
+    if not isinstance(model, Model):
+        raise SpecError(
+            f"model must be a preset's name, the path of a config.json or a Model, got {model!r}."
+        )
     if isinstance(topology, str):
         topology = parse_topology(topology)
     if cluster is None:
@@ -84,7 +89,7 @@ def build_problem(
 
 
 def solve(
-    model: Model | str,
+    model: Model | str | os.PathLike[str],
     *,
     cluster: Cluster | str | None = None,
     chip: str | None = None,
@@ -166,6 +171,8 @@ def solve(
     except Infeasible:
         text = None if where is None else str(where)
         raise Infeasible(why_infeasible(problem, profile, options, text)) from None
+    if not result.points and time_limit_s is None:
+        raise KeyboardInterrupt
     if not result.points:
         raise Infeasible(
             f"the time limit of {time_limit_s} s ended the search before a first plan was found; "
@@ -233,13 +240,12 @@ def _front(
                 breakdown=breakdown_dict(parts),
             )
         )
-    seconds = {**result.seconds, "judge and breakdown": time.monotonic() - started}
+    result.tally.seconds["judge"] = time.monotonic() - started
     search = {
         "complete": result.complete,
         "gap": options.gap,
         "points": options.points,
         **asdict(result.tally),
-        "seconds": seconds,
     }
     return ParetoFront(
         problem=problem_dict(problem, profile, where),
@@ -254,7 +260,11 @@ def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[
     cluster, workload = problem.cluster, problem.workload
     chip = asdict(cluster.chip)
     chip.pop("sources")
-    values: Mapping[str, Any] = {
+    chip["pod_axes"] = list(cluster.chip.pod_axes)
+    costs: dict[str, Any] = {"profile": profile.name}
+    costs |= {model.role: model.name for model in profile.models}
+    costs["options"] = {model.role: _options_of(model) for model in profile.models}
+    return {
         "model": asdict(problem.model),
         "cluster": {
             "name": cluster.name,
@@ -264,9 +274,17 @@ def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[
             "topology": list(cluster.topology),
         },
         "workload": {**asdict(workload), "global_batch_tokens": workload.global_batch_tokens},
-        "recipe": asdict(problem.recipe),
+        "recipe": asdict(problem.recipe) | {"reshard": list(problem.recipe.reshard)},
         "capacity_bytes": problem.capacity_bytes,
-        "costs": {model.role: model.name for model in profile.models} | {"profile": profile.name},
+        "costs": costs,
         "where": where,
     }
-    return dict(values)
+
+
+def _options_of(model: CostModel) -> dict[str, Any]:
+    """The settings of a cost model that are plain values."""
+    if not is_dataclass(model):
+        return {}
+    said = ("name", "role", "covers")
+    values = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in said}
+    return {k: v for k, v in values.items() if isinstance(v, (str, int, float, bool))}
