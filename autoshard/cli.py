@@ -48,7 +48,7 @@ Examples:
 )
 @problem_options
 @click.option(
-    "--points", type=int, default=20, show_default=True, help="Plans to show at most; 0 for all."
+    "--points", type=int, default=12, show_default=True, help="Plans to show at most; 0 for all."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the documented JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the front as CSV.")

@@ -104,7 +104,7 @@ def solve(
     recipe: Recipe | None = None,
     costs: str | Profile = "textbook",
     where: str | pl.Expr | None = None,
-    points: int = 20,
+    points: int = 12,
     gap: float = 1e-3,
     time_limit_s: float | None = None,
     constrain_master: Constrain | None = None,

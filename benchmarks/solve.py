@@ -18,6 +18,10 @@ CASES = {
         *("--model", "llama3-405b", "--chip", "h100", "--chips", "16384"),
         *("--global-batch-tokens", "16777216", "--seq-len", "8192"),
     ],
+    "the same, 20 points": [
+        *("--model", "llama3-405b", "--chip", "h100", "--chips", "16384", "--points", "20"),
+        *("--global-batch-tokens", "16777216", "--seq-len", "8192"),
+    ],
 }
 STEPS = (
     "space",

@@ -90,7 +90,7 @@ def time_floor_within_s(rows: Rows, budget_bytes: Column | float) -> Column:
         fits = saved[:, low : low + 1] <= room
         least = np.where(fits, np.minimum(least, backward[:, :, low]), least)
         for high in range(rungs):
-            if high == low:
+            if not (saved[:, high] > saved[:, low]).any():
                 continue
             span = saved[:, high : high + 1] - saved[:, low : low + 1]
             share = (room - saved[:, low : low + 1]) / np.where(span > 0, span, 1.0)
@@ -135,12 +135,12 @@ def memory_floor_within_bytes(rows: Rows, time_s: float, capacity_bytes: float) 
     """No plan of a row that takes at most ``time_s`` is smaller, ``[n]``; infinite where none is.
 
     :func:`time_floor_within_s` falls as the budget grows: bisection finds where it meets the time,
-    to a millionth of the budget from below.
+    to a ten-thousandth of the budget from below.
     """
     low = memory_floor_bytes(rows)
     high = np.full(len(rows), float(capacity_bytes))
     possible = time_floor_within_s(rows, high) <= time_s
-    for _ in range(20):
+    for _ in range(14):
         middle = 0.5 * (low + high)
         fits = time_floor_within_s(rows, middle) <= time_s
         high = np.where(fits, middle, high)

@@ -63,7 +63,7 @@ class Options:
     about each point as it is proven.
     """
 
-    points: int = 20
+    points: int = 12
     gap: float = 1e-3
     time_limit_s: float | None = None
     keep: Keep | None = None

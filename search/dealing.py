@@ -142,9 +142,8 @@ def best_choices(stage: Stage, choices: Choices, budget_bytes: float) -> NDArray
     if not len(choices.numbers):
         return pick
     kinds = np.array([kind_of(stage, s) for s in range(stage.pp)])
-    for kind, seconds in choices.seconds.items():
+    for kind, order in choices.order.items():
         stages = np.nonzero((kinds == kind).all(axis=1))[0]
-        order = np.lexsort((choices.saved, seconds, choices.layers))
         free = choices.layers[order] * stage.state[0]
         free += np.array(kind) @ stage.state[1:] + stage.fixed
         held = np.multiply.outer(stage.in_flight[stages], choices.saved[order]) + free

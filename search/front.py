@@ -6,9 +6,7 @@ of points is spread by halving the largest step of the front.
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +22,6 @@ from autoshard.search.rows import Rows
 
 __all__ = ["Options", "Point", "Result", "solve_front"]
 
-#: What answers the stage models.
-SOLVER = "ortools.sat.python.cp_model"
 #: A limited front shows steps up to this many times the fastest.
 SLOWEST = 4.0
 #: Points of a limited front are at least this far apart in memory, relatively.
@@ -55,8 +51,6 @@ def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
     tally = Tally()
     deadline = time.monotonic() + (options.time_limit_s or np.inf)
     free = options.constrain_master is None and options.constrain_stages is None
-    # The solver takes a third of a second to import: let it load while the space is priced.
-    threading.Thread(target=importlib.import_module, args=(SOLVER,), daemon=True).start()
     rows = promising_rows(
         problem,
         profile,

@@ -160,7 +160,8 @@ class Choices:
     Sorted by number of layers; ``starts`` is where each of the ``numbers`` of layers begins.
     ``layers`` and ``rungs[., r]`` count layers, ``saved`` is bytes of one microbatch.
     ``seconds[kind]`` and ``exposed[kind]`` are the stage's time and what once-a-step work adds,
-    for the ends that a stage has: ``(embedding, head)``.
+    for the ends that a stage has: ``(embedding, head)``; ``order[kind]`` sorts each number's
+    choices by time, then by saved bytes.
     """
 
     numbers: NDArray[np.int64]
@@ -170,6 +171,7 @@ class Choices:
     saved: Column
     seconds: dict[tuple[int, int], Column]
     exposed: dict[tuple[int, int], Column]
+    order: dict[tuple[int, int], NDArray[np.intp]]
 
     @classmethod
     def of(cls, stage: Stage, most: int | None = None) -> Choices:
@@ -194,14 +196,17 @@ class Choices:
             seconds[kind] = forward + backward + stage.send_s
             exposed[kind] = stage.exposed[kind][layers]
         numbers, starts = np.unique(layers, return_index=True)
+        saved = rungs @ stage.saved
+        order = {kind: np.lexsort((saved, took, layers)) for kind, took in seconds.items()}
         return cls(
             numbers=numbers,
             starts=starts,
             layers=layers,
             rungs=rungs,
-            saved=rungs @ stage.saved,
+            saved=saved,
             seconds=seconds,
             exposed=exposed,
+            order=order,
         )
 
 
