@@ -10,8 +10,11 @@ from autoshard.costmodels.problem import Problem
 from autoshard.search.space import sequence_degrees
 
 
-def idle_notes(problem: Problem, plan: Plan) -> Iterator[str]:
-    """Sentences about chips that the plan leaves idle; none where it uses all."""
+def idle_notes(problem: Problem, plan: Plan, *, proven: bool) -> Iterator[str]:
+    """Sentences about chips that the plan leaves idle; none where it uses all.
+
+    That no plan on more chips is faster is said where the plan is ``proven`` to be the fastest.
+    """
     cluster, workload = problem.cluster, problem.workload
     idle = cluster.chips - plan.chips_used
     if idle == 0:
@@ -23,8 +26,8 @@ def idle_notes(problem: Problem, plan: Plan) -> Iterator[str]:
         f"stages, degrees divide the {workload.global_batch_seqs:,} sequences "
         f"({factors(workload.global_batch_seqs)}), the {workload.seq_len:,} tokens of each "
         f"({factors(workload.seq_len)}) and the {problem.model.n_heads} heads "
-        f"({factors(problem.model.n_heads)}), while {offered:,} = {factors(offered)}; "
-        "no plan on more chips is faster."
+        f"({factors(problem.model.n_heads)}), while {offered:,} = {factors(offered)}"
+        + ("; no plan on more chips is faster." if proven else ".")
     )
     filled = filling_batch(problem, plan)
     if filled is not None:

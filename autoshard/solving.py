@@ -251,7 +251,7 @@ def _front(
         problem=problem_dict(problem, profile, where),
         points=tuple(points),
         search=search,
-        notes=tuple(idle_notes(problem, points[0].plan)),
+        notes=tuple(idle_notes(problem, points[0].plan, proven=points[0].proven)),
     )
 
 

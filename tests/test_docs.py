@@ -1,5 +1,6 @@
-"""The code in the documents runs."""
+"""The code in the documents and the notebooks runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def test_the_cost_model_of_the_guide_slows_the_textbook_by_its_efficiency() -> N
     exec(compile(blocks("CONTRIBUTING.md")[0], "CONTRIBUTING.md", "exec"), scope)
     point = scope["front"].points[0]  # type: ignore[attr-defined]
     assert 0.5 < point.mfu < 0.6
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_runs_from_top_to_bottom_and_stores_no_output(path: Path) -> None:
+    cells = json.loads(path.read_text())["cells"]
+    scope: dict[str, object] = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile(cell["source"], path.name, "exec"), scope)
