@@ -7,33 +7,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoshard.costmodels.candidates import Candidates
-from autoshard.costmodels.costs import PLACES
+from autoshard.costmodels.costs import PLACES, Column
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
 
-#: Compute slower than this times its arithmetic is bound by HBM.
-HBM_BOUND = 1.05
-#: Communication binds where passes wait for it this share of their time.
+#: Communication binds where passes wait for it this share of the step: they take what it takes.
 WAITS = 1e-6
+#: Every other loss counts from this share of the step; below it, compute binds.
+COUNTS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """Seconds of one step on the slowest stage.
+    """Seconds of one step on the slowest stage; ``busy_s + once_s + idle_s`` is the step.
 
     ``compute_s`` includes ``recompute_s``; ``comms_s`` maps each kind of communication to its
-    seconds, hidden or not. ``busy_s`` is what the passes take after overlap, ``idle_s`` the
-    pipeline bubble. ``comms_over_compute`` is the communication that holds the busiest network
-    longest, over compute, both without recompute. ``binding`` is ``compute``, ``hbm`` or
-    ``communication``, and ``binding_by`` says of what.
+    seconds, hidden or not. ``busy_s`` is what the passes take after overlap, with the sends between
+    stages; ``once_s`` is once-a-step communication that nothing hides; ``idle_s`` is the pipeline
+    bubble. ``hbm_s`` is the part of ``compute_s`` above the arithmetic peak. ``comms_over_compute``
+    is the communication that holds the busiest network longest, over compute, both without
+    recompute. ``binding`` is the largest loss, ``communication``, ``bubble`` or ``hbm``, or
+    ``compute`` where there is none; ``binding_by`` says of what.
     """
 
     step_time_s: float
     compute_s: float
     recompute_s: float
+    hbm_s: float
     comms_s: dict[str, float]
     busy_s: float
+    once_s: float
     idle_s: float
     comms_over_compute: float
     binding: str
@@ -60,7 +64,7 @@ def breakdown(
     ends[0, 0] = ends[-1, 1] = 1.0
     counts = dict(zip(PLACES, (layers, ends[:, 0], ends[:, 1]), strict=True))
 
-    def per_stage(kind: str, phase: str) -> np.ndarray:
+    def per_stage(kind: str, phase: str) -> Column:
         """Seconds per stage and resource of one kind of flow in one phase."""
         total = np.zeros((plan.pp, len(comms.resources)))
         for flow in comms.flows:
@@ -84,30 +88,46 @@ def breakdown(
     phases = ("forward", "backward", "recompute", "once_forward", "once_backward")
     flows = {(k, p): per_stage(k, p) for k in kinds for p in phases}
     forms = profile.overlap(comms.resources)
-    ahead = sum((flows[k, "forward"] for k in kinds), np.zeros((plan.pp, len(comms.resources))))
-    back = sum(
-        (flows[k, p] for k in kinds for p in ("backward", "recompute")), np.zeros_like(ahead)
-    )
-    f_forms = forward[:, None] * forms[:, 0] + ahead @ forms[:, 1:].T
-    b_forms = (backward + again)[:, None] * forms[:, 0] + back @ forms[:, 1:].T
+
+    def held(*during: str) -> Column:
+        """Seconds per stage and resource of every kind of flow in some phases."""
+        none = np.zeros((plan.pp, len(comms.resources)))
+        return sum((flows[k, p] for k in kinds for p in during), none)
+
+    def passes(compute_s: Column, comms_s: Column) -> Column:
+        """Seconds of a pass after overlap, per stage."""
+        longest: Column = (compute_s[:, None] * forms[:, 0] + comms_s @ forms[:, 1:].T).max(axis=1)
+        return longest
+
+    ahead, back = held("forward"), held("backward", "recompute")
+    plain, first, last = held("backward"), held("once_forward"), held("once_backward")
     send = float(comms.send_s[0])
-    stage_s = f_forms.max(axis=1) + b_forms.max(axis=1) + send
+    stage_s = passes(forward, ahead) + passes(backward + again, back) + send
+    # Beside a pass without recompute, as StageCosts has it.
+    exposed = passes(forward, ahead + first) - passes(forward, ahead)
+    exposed += passes(backward, plain + last) - passes(backward, plain)
+    once = int(exposed.argmax())
     slowest = int(stage_s.argmax())
     m = plan.microbatches
     seconds = {}
     for kind in kinds:
         each = sum(flows[kind, p][slowest].max(initial=0.0) for p in phases[:3]) * m
-        once = sum(flows[kind, p][slowest].max(initial=0.0) for p in phases[3:])
-        if each + once:
-            seconds[kind] = float(each + once)
+        more = sum(flows[kind, p][slowest].max(initial=0.0) for p in phases[3:])
+        if each + more:
+            seconds[kind] = float(each + more)
     if send:
         seconds["pp"] = send * m
     compute_s = float((forward + backward + again)[slowest]) * m
-    busy = float(stage_s[slowest]) * m
-    excess = np.stack([ahead - forward[:, None], back - (backward + again)[:, None]])[:, slowest]
-    once_s = sum(flows[k, p][slowest].max(initial=0.0) for k in kinds for p in phases[3:])
-    waits = busy - compute_s - send * m > WAITS * busy
+    busy_s = float(stage_s[slowest]) * m
+    once_s = max(float(exposed[once]), 0.0)
+    idle_s = max(step_time_s - busy_s - once_s, 0.0)
+    layer_s, peak_s = float(compute.layer_forward_s[0]), float(compute.layer_peak_s[0])
+    above = max(1.0 - peak_s / layer_s, 0.0) if layer_s else 0.0
+    in_layers = compute.layer_forward_s[0] + compute.layer_backward_s[0]
+    hbm_s = float(layers[slowest] * in_layers + again[slowest]) * m * above
+
     # The busiest network: where it exceeds compute most in some pass, or comes closest to it.
+    excess = np.stack([ahead - forward[:, None], back - (backward + again)[:, None]])[:, slowest]
     resource = int(np.unravel_index(excess.argmax(), excess.shape)[1]) if excess.size else 0
     kind = max(
         kinds,
@@ -116,22 +136,53 @@ def breakdown(
     )
     held_s = sum(float(flows[kind, p][slowest, resource]) for p in phases[:2]) if kind else 0.0
     plain_s = float((forward + backward)[slowest])
-    if waits:
-        binding, by = "communication", f"{kind} over {comms.resources[resource]}"
-    elif once_s > compute_s:
-        binding, by = "communication", "gradient reduction once a step"
-    elif compute.layer_forward_s[0] > HBM_BOUND * compute.layer_peak_s[0]:
-        binding, by = "hbm", "loading weights and activations"
-    else:
-        binding, by = "compute", "matmuls and attention at the chip's peak"
+    once_kind = max(
+        kinds, key=lambda k: sum(flows[k, p][once].max(initial=0.0) for p in phases[3:]), default=""
+    )
+    network = comms.resources[resource] if comms.resources else ""
+    waits = {
+        f"{kind} over {network}": busy_s - compute_s - send * m,
+        "pp sends between stages": send * m,
+        f"{once_kind} once a step": once_s,
+    }
+    binding, by = _largest_loss(plan, step_time_s, waits, bubble_s=idle_s, hbm_s=hbm_s)
     return Breakdown(
         step_time_s=step_time_s,
         compute_s=compute_s,
         recompute_s=float(again[slowest]) * m,
+        hbm_s=hbm_s,
         comms_s=seconds,
-        busy_s=busy,
-        idle_s=max(step_time_s - busy, 0.0),
+        busy_s=busy_s,
+        once_s=once_s,
+        idle_s=idle_s,
         comms_over_compute=held_s / plain_s if plain_s else float("inf"),
         binding=binding,
         binding_by=by,
     )
+
+
+def _largest_loss(
+    plan: Plan, step_time_s: float, waits: dict[str, float], *, bubble_s: float, hbm_s: float
+) -> tuple[str, str]:
+    """What loses most of the step, and of what; ``waits`` are the waits for communication.
+
+    The first of them is that of the passes: it counts however short it is.
+    """
+    comms_s, longest = sum(waits.values()), max(waits, key=lambda by: waits[by])
+    in_passes = next(iter(waits.values()))
+    counts = in_passes > WAITS * step_time_s or comms_s > COUNTS * step_time_s
+    losses = (
+        (comms_s if counts else 0.0, "communication", longest),
+        (bubble_s if bubble_s > COUNTS * step_time_s else 0.0, "bubble", _bubble_words(plan)),
+        (hbm_s if hbm_s > COUNTS * step_time_s else 0.0, "hbm", "loading weights and activations"),
+    )
+    most_s, binding, by = max(losses, key=lambda loss: loss[0])
+    return (binding, by) if most_s else ("compute", "matmuls and attention at the chip's peak")
+
+
+def _bubble_words(plan: Plan) -> str:
+    """``pipeline bubble of 16 stages and 32 microbatches``."""
+    virtual = f" x {plan.vpp} virtual" if plan.vpp > 1 else ""
+    stages = f"{plan.pp}{virtual} stage{'' if plan.pp == 1 else 's'}"
+    many = "" if plan.microbatches == 1 else "es"
+    return f"pipeline bubble of {stages} and {plan.microbatches:,} microbatch{many}"

@@ -180,5 +180,9 @@ def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.Pa
             progress=progress.tell,
         )
     if not front.complete and not values["quiet"]:
-        say("warning", "the search was stopped: each plan is real, and points may be missing.")
+        say(
+            "warning",
+            "the search was stopped: each plan is real, what is called proven is proven for its "
+            "memory, and points may be missing.",
+        )
     return front

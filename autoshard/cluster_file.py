@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoshard.catalog import chip_names, load_chip
+from autoshard.costmodels.checks import shown
 from autoshard.costmodels.chip import Chip
 from autoshard.costmodels.cluster import AXIS_NAMES, Cluster
 from autoshard.costmodels.errors import SpecError, UnknownName
@@ -49,6 +50,8 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
         SpecError: the file cannot be read, a key is unknown or of the wrong type, or the sizes
             contradict each other; the message names the file and the key.
     """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise SpecError(f"cluster must be a Cluster or the path of a TOML file, got {shown(path)}.")
     file = Path(path)
     try:
         return _cluster(_read(file), source=f"cluster file {file}")
@@ -74,8 +77,8 @@ def parse_topology(text: str) -> tuple[int, ...]:
 def _axes(axes: tuple[int, ...]) -> tuple[int, ...]:
     if not 1 <= len(axes) <= len(AXIS_NAMES):
         raise SpecError(
-            f"topology {'x'.join(map(str, axes)) or '[]'} has {len(axes)} axes; a torus has one to "
-            f"{len(AXIS_NAMES)}, such as 16x20x28."
+            f"topology {'x'.join(map(str, axes[:8])) or '[]'} has {len(axes)} axes; a torus has "
+            f"one to {len(AXIS_NAMES)}, such as 16x20x28."
         )
     return axes
 
@@ -103,18 +106,24 @@ def _cluster(table: Mapping[str, Any], source: str) -> Cluster:
         _chip(chip, source) if isinstance(chip, dict) else load_chip(_text("chip", chip)),
         chips=table.get("chips"),
         pods=table.get("pods"),
-        topology=None if topology is None else _topology(topology),
+        topology=None if topology is None else topology_axes(topology),
         name=_text("name", table["name"]) if "name" in table else None,
     )
 
 
-def _topology(value: object) -> tuple[int, ...]:
+def topology_axes(value: object) -> tuple[int, ...]:
+    """The axes of a torus from ``"16x20x28"`` or a list of lengths.
+
+    Raises:
+        SpecError: it is neither, or has no axis or more than three.
+    """
     if isinstance(value, str):
         return parse_topology(value)
-    if isinstance(value, list) and all(type(n) is int and n > 0 for n in value):
+    if isinstance(value, (list, tuple)) and all(type(n) is int and n > 0 for n in value):
         return _axes(tuple(value))
     raise SpecError(
-        f'topology must be text such as "16x20x28" or a list such as [16, 20, 28], got {value!r}.'
+        'topology must be text such as "16x20x28" or a list such as [16, 20, 28], got '
+        f"{shown(value)}."
     )
 
 

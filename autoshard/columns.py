@@ -153,5 +153,6 @@ def _pipeline(point: FrontPoint) -> str:
 def _proof(point: FrontPoint, front: ParetoFront) -> str:
     asked = float(front.search.get("gap", 0.0))
     if point.proven:
-        return f"within {percent(asked)}" if asked else "exactly"
+        words = f"within {percent(asked)}" if asked else "exactly"
+        return words if front.complete else f"{words} for its memory"
     return f"only within {percent(point.gap)}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoshard.costmodels.book_bounds import OVERLAPS
-from autoshard.costmodels.checks import check_count, check_one_of, check_rate
+from autoshard.costmodels.checks import check_count, check_one_of, check_rate, said, shown
 from autoshard.costmodels.errors import SpecError
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
@@ -21,6 +21,7 @@ from autoshard.explain_bounds import bound_rows
 from autoshard.explain_plan import plan_bound_rows, plan_run_rows
 from autoshard.explain_rows import Row
 from autoshard.explain_run import memory_rows, parameter_rows, run_rows
+from autoshard.sizes import LARGEST
 
 SCHEMA = "autoshard.explain/1"
 
@@ -128,6 +129,10 @@ def _check(
     step_time_s: float | None,
 ) -> None:
     check_rate("explain", "tokens", tokens)
+    if tokens > LARGEST:
+        raise SpecError(
+            f"explain: tokens = {shown(tokens)} is beyond any real training run (at most 2**60)."
+        )
     check_rate("explain", "mfu", mfu)
     if mfu > 1:
         raise SpecError(f"explain: mfu is a fraction of the peak, at most 1, got {mfu}.")
@@ -139,8 +144,8 @@ def _check(
             raise SpecError("explain: step_time_s needs the plan that takes it; give both.")
     if plan is not None and plan.chips_used > problem.cluster.chips:
         raise SpecError(
-            f"explain: the plan uses {plan.chips_used} chips and {problem.cluster.name} has "
-            f"{problem.cluster.chips}; give the cluster that it was made for."
+            f"explain: the plan uses {said(plan.chips_used)} chips and {problem.cluster.name} has "
+            f"{said(problem.cluster.chips)}; give the cluster that it was made for."
         )
     if problem.model.n_experts > 1:
         raise SpecError(

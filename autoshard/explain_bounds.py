@@ -6,12 +6,14 @@ travels, so an intensity is scaled by its bytes over bf16's two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from autoshard.costmodels import book
 from autoshard.costmodels import book_bounds as bounds
 from autoshard.costmodels.book_bounds import Sides
 from autoshard.costmodels.problem import Problem
-from autoshard.explain_rows import Row, compare_tokens, number, times
+from autoshard.explain_rows import Row, chips, compare_tokens, decimal_bytes, number, times
 
 PER_CHIP = "tokens per chip"
 
@@ -62,25 +64,56 @@ def pod_sides(problem: Problem) -> Sides | None:
 
 
 def _sequences(problem: Problem) -> Row:
-    seqs, chips = problem.workload.global_batch_seqs, problem.cluster.chips
-    enough = seqs >= chips
+    seqs, there = problem.workload.global_batch_seqs, problem.cluster.chips
     return Row(
         section="parallelism",
         quantity="sequences",
         value=seqs,
         unit="sequences",
         value_text=number(seqs),
-        bound=chips,
-        bound_text=number(chips),
-        holds=enough,
-        verdict=(
-            f"every chip can have a sequence of its own: {number(seqs)} for {number(chips)} chips"
-            if enough
-            else f"data parallelism alone leaves {number(chips - seqs)} of {number(chips)} chips "
-            "idle unless sequences are split"
-        ),
+        bound=there,
+        bound_text=number(there),
+        holds=seqs >= there,
+        verdict=_sequences_verdict(problem),
         source="applied-training.md",
     )
+
+
+def _sequences_verdict(problem: Problem) -> str:
+    """What data parallelism alone can use, where whole sequences are shared out evenly."""
+    seqs, cluster = problem.workload.global_batch_seqs, problem.cluster
+    there, capacity = number(cluster.chips), problem.capacity_bytes
+    shares = _even_shares(problem)
+    if any(replicas * shards == cluster.chips for replicas, shards in shares):
+        return f"every chip can have a sequence of its own: {number(seqs)} for {there} chips"
+    state = book.state_bytes(problem.model.total_params, problem.recipe)
+    used = [replicas * shards for replicas, shards in shares if state / shards <= capacity]
+    if not used:
+        most = max(shards for _, shards in shares)
+        return (
+            f"data parallelism alone does not fit: the state over {chips(most)} takes "
+            f"{decimal_bytes(state / most)} of {decimal_bytes(capacity)} each"
+        )
+    idle = (
+        f"data parallelism alone leaves {number(cluster.chips - max(used))} of {there} chips idle"
+    )
+    if max(used) == seqs:
+        return f"{idle} unless sequences are split"
+    if max(used) < max(replicas * shards for replicas, shards in shares):
+        return f"{idle}: with more replicas, the state does not fit"
+    return f"{idle}: {number(seqs)} sequences do not divide evenly over more"
+
+
+def _even_shares(problem: Problem) -> list[tuple[int, int]]:
+    """Replicas and shards of each that share the sequences evenly; on TPU a replica is in a pod."""
+    seqs, cluster = problem.workload.global_batch_seqs, problem.cluster
+    small = [d for d in range(1, math.isqrt(seqs) + 1) if seqs % d == 0]
+    divisors = {*small, *(seqs // d for d in small)}
+    tpu = cluster.chip.kind == "tpu"
+    pods, pod_chips = (cluster.pods, cluster.pod_chips) if tpu else (1, cluster.chips)
+    replicas = [d for d in divisors if d <= pods]
+    shards = [d for d in divisors if d <= pod_chips]
+    return [(r, s) for r in replicas for s in shards if seqs % (r * s) == 0]
 
 
 def _data_bound(problem: Problem, spans_nodes: bool) -> Row:
@@ -104,9 +137,9 @@ def _mixed_rows(problem: Problem, overlap: str) -> Iterator[Row]:
     if sides is None:
         return
     cluster, d_ff = problem.cluster, problem.model.d_ff
-    chips, pods = cluster.pod_chips, cluster.pods
+    pod_chips, pods = cluster.pod_chips, cluster.pods
     tokens = problem.workload.global_batch_tokens / pods
-    each = tokens / chips
+    each = tokens / pod_chips
     data, tensor = sides.data_intensity, sides.tensor_intensity
     bound = bounds.mixed_bound_tokens(data, tensor, d_ff, overlap=overlap_rule(sides, overlap))
     exceeds = (bound / each) ** 0.5
@@ -114,10 +147,10 @@ def _mixed_rows(problem: Problem, overlap: str) -> Iterator[Row]:
     yield tokens_row("parallelism", "FSDP with TP", each, bound, verdict, "training.md")
 
     within = " of one pod" if pods > 1 else ""
-    best = min(max(bounds.best_data_ways(tokens, chips, data, tensor, d_ff), 1.0), chips)
+    best = min(max(bounds.best_data_ways(tokens, pod_chips, data, tensor, d_ff), 1.0), pod_chips)
     yield _ways_row("X_opt", best, f"FSDP ways{within} that communicate least")
     limit = bounds.tensor_bound_ways(tensor, d_ff)
-    ways = chips / best
+    ways = pod_chips / best
     holds = ways <= limit
     relation = "compute-bound" if holds else f"communication-bound by {times(ways / limit)}"
     sign = "<=" if holds else ">"

@@ -84,7 +84,8 @@ def plan_run_rows(problem: Problem, tokens: float, plan: Plan, step_time_s: floa
         value=own,
         unit="fraction",
         value_text=percent(own),
-        verdict=f"over the {chips(plan.chips_used)} of the plan" + _idle(idle),
+        verdict=f"over the {chips(plan.chips_used)} of the plan, without the lookup of an untied "
+        f"embedding{_idle(idle)}",
         source="applied-training.md",
     )
 

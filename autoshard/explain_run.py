@@ -45,12 +45,13 @@ def parameter_rows(model: Model) -> Iterator[Row]:
 def run_rows(problem: Problem, tokens: float, mfu: float) -> Iterator[Row]:
     """FLOPs per token and of the run, and its days at an assumed MFU."""
     model, cluster = problem.model, problem.cluster
-    per_token = int(book.training_flops(model.matmul_params, 1))
-    total = book.training_flops(model.matmul_params, tokens)
+    batch = problem.workload.global_batch_tokens
+    per_token = book.training_flops(model.book_params, 1)
+    total = book.training_flops(model.book_params, tokens)
     share = book.dot_flops_share(model, problem.workload.seq_len)
     rows = (
-        ("FLOPs per token", float(per_token), "FLOP", "6 for each matmul parameter"),
-        ("FLOPs per step", problem.flops_per_step, "FLOP", ""),
+        ("FLOPs per token", per_token, "FLOP", "6 for each parameter of matmuls and embedding"),
+        ("FLOPs per step", per_token * batch, "FLOP", ""),
         ("FLOPs in total", total, "FLOP", f"{number(tokens)} tokens"),
     )
     for quantity, value, unit, verdict in rows:

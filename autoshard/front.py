@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoshard.costmodels.checks import shown
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.plan import Plan
 from autoshard.sizes import format_bytes, parse_bytes
@@ -26,8 +28,9 @@ class FrontPoint:
 
     ``mfu`` is ``6 P T`` over the peak of the chips used (attention dot products not counted). No
     plan of the space within ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the
-    relative distance to it and ``proven`` that it is within the gap asked for. ``binding`` is
-    ``compute``, ``hbm`` or ``communication``, ``binding_by`` says of what; ``comms_over_compute``
+    relative distance to it and ``proven`` that it is within the gap asked for. ``binding`` is the
+    largest loss of the step, ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there
+    is none; ``binding_by`` says of what; ``comms_over_compute``
     is the communication that holds the busiest network longest, over compute (recompute left out
     of both).
     """
@@ -79,7 +82,7 @@ class ParetoFront:
 
     ``problem`` and ``search`` are plain values: what was asked (model, cluster, workload, recipe,
     costs) and how it was found (candidates seen, seconds spent, whether the search ran to its end).
-    ``notes`` are sentences about the answer: idle chips and the batch that would fill them.
+    ``notes`` are sentences about the answer: idle chips and the batch that could fill them.
     """
 
     problem: Mapping[str, Any]
@@ -154,11 +157,13 @@ class ParetoFront:
         Raises:
             SpecError: the file is missing, is not JSON, or is not a front.
         """
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise SpecError(f"a front is loaded from the path of its JSON file, got {shown(path)}.")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror}).") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{path}: is not JSON ({error}).") from None
         return cls.from_dict(data)
 

@@ -18,7 +18,12 @@ from autoshard.words import (
 )
 
 #: One colour a bottleneck, told apart by people who cannot tell red from green.
-COLOURS = {"compute": "#0072b2", "communication": "#d55e00", "hbm": "#cc79a7"}
+COLOURS = {
+    "compute": "#0072b2",
+    "communication": "#d55e00",
+    "bubble": "#009e73",
+    "hbm": "#cc79a7",
+}
 #: Memory is drawn on a logarithmic scale when the front spans more than this factor.
 LOG_FROM = 8.0
 
@@ -44,7 +49,7 @@ def front_table(front: ParetoFront) -> pl.DataFrame:
                 "layers": _layers(point.plan.layers_per_stage),
                 "chips": point.plan.chips_used,
                 "bound": binding_words(point),
-                "proof": proof_words(point, gap),
+                "proof": proof_words(point, gap, complete=front.complete),
             }
             for point in front.points
         ]

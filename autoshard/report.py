@@ -33,7 +33,7 @@ from autoshard.words import (
 PICTURE_WIDTH = 100
 #: Width of a report that goes to a file or a pipe.
 FILE_WIDTH = 120
-COLOURS = {"communication": "yellow", "hbm": "magenta"}
+COLOURS = {"communication": "yellow", "bubble": "cyan", "hbm": "magenta"}
 
 
 def terminal_width() -> int:
@@ -101,7 +101,7 @@ def plan_lines(front: ParetoFront, point: FrontPoint) -> list[str]:
     return [
         f"{plan_words(plan)} on {chips}",
         f"{microbatch_words(plan)}; remat: {remat_words(plan)}",
-        f"{binding_words(point)}; {proof_words(point, gap)}",
+        f"{binding_words(point)}; {proof_words(point, gap, complete=front.complete)}",
     ]
 
 
@@ -172,7 +172,8 @@ def part_lines(point: FrontPoint) -> list[RenderableType]:
         ("compute", compute_s - parts["recompute_s"]),
         ("recompute (remat)", parts["recompute_s"]),
         ("communication not hidden", max(busy_s - compute_s, 0.0)),
-        ("pipeline bubble, once-a-step work", parts["idle_s"]),
+        ("communication once a step", parts.get("once_s", 0.0)),
+        ("pipeline bubble", parts["idle_s"]),
     ]
     rows = [row for row in rows if row[1] > 1e-9 * step_s]
     table = plain_table(

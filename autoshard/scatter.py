@@ -7,7 +7,7 @@ import math
 from autoshard.front import ParetoFront
 from autoshard.sizes import format_bytes, format_seconds
 
-MARKS = {"compute": "o", "communication": "x", "hbm": "h"}
+MARKS = {"compute": "o", "communication": "x", "bubble": "b", "hbm": "h"}
 #: Mark of a binding that is not in the list.
 OTHER = "*"
 

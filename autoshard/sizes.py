@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Real
 
+from autoshard.costmodels.checks import shown
 from autoshard.costmodels.errors import SpecError
 
 BYTES = {"": 1, "B": 1}
@@ -15,12 +17,15 @@ BYTES |= {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 COUNTS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
+#: Above this no size and no count is meant seriously.
+LARGEST = 2**60
+
 
 def parse_bytes(text: str | float) -> int:
     """Bytes from ``"72GiB"``, ``"80GB"`` or a number of bytes.
 
     Raises:
-        SpecError: the text is no size, or not positive.
+        SpecError: it is no size, not positive, or above 2**60.
     """
     return _parse(text, BYTES, "size", "72GiB, 80GB or a number of bytes")
 
@@ -29,7 +34,7 @@ def parse_count(text: str | float) -> int:
     """A count from ``"16M"``, ``"15T"``, ``"4Mi"`` (2^22) or a number.
 
     Raises:
-        SpecError: the text is no whole positive count.
+        SpecError: it is no whole positive count, or above 2**60.
     """
     return _parse(text, COUNTS, "count", "4194304, 16M, 15T or 4Mi (4 * 2**20)")
 
@@ -42,10 +47,16 @@ def _parse(text: str | float, units: dict[str, int], what: str, examples: str) -
         if match is None or factor is None:
             raise SpecError(f"{text!r} is not a {what}: write {examples}.")
         value = float(match[1]) * factor
+    elif isinstance(text, Real) and not isinstance(text, bool):
+        value = float(min(text, 2 * LARGEST)) if text < math.inf else math.inf
     else:
-        value = float(text)
+        raise SpecError(f"{shown(text)} is not a {what}: write {examples}.")
     if not math.isfinite(value) or value < 1 or abs(value - round(value)) > 1e-6 * value:
-        raise SpecError(f"{text!r} is not a {what} of at least one: write {examples}.")
+        raise SpecError(f"{shown(text)} is not a {what} of at least one: write {examples}.")
+    if value > LARGEST:
+        raise SpecError(
+            f"{shown(text)} is beyond any real {what} (at most 2**60): write {examples}."
+        )
     return round(value)
 
 

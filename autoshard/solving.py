@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoshard.breakdown import breakdown
+from autoshard.costmodels.checks import LARGEST_COUNT, shown
 from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.model import Model
@@ -34,7 +35,7 @@ AGREE = 1e-6
 def build_problem(
     model: Model | str | os.PathLike[str],
     *,
-    cluster: Cluster | str | None = None,
+    cluster: Cluster | str | os.PathLike[str] | None = None,
     chip: str | None = None,
     chips: int | None = None,
     pods: int | None = None,
@@ -48,19 +49,21 @@ def build_problem(
 ) -> Problem:
     """The problem behind :func:`solve`, from names, files or specs; same arguments, same errors."""
     from autoshard.catalog import load_chip, load_model
-    from autoshard.cluster_file import load_cluster, parse_topology
+    from autoshard.cluster_file import load_cluster, topology_axes
 
     if isinstance(model, (str, os.PathLike)):
         model = load_model(os.fspath(model))
     if not isinstance(model, Model):
         raise SpecError(
-            f"model must be a preset's name, the path of a config.json or a Model, got {model!r}."
+            "model must be a preset's name, the path of a config.json or a Model, got "
+            f"{shown(model)}."
         )
-    if isinstance(topology, str):
-        topology = parse_topology(topology)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise SpecError(f"recipe must be a Recipe, as Recipe() is, got {shown(recipe)}.")
     if cluster is None:
-        shape = None if topology is None else tuple(topology)
-        cluster = Cluster.build(load_chip(chip or "v5p"), chips=chips, pods=pods, topology=shape)
+        shape = None if topology is None else topology_axes(topology)
+        preset = load_chip("v5p" if chip is None else chip)
+        cluster = Cluster.build(preset, chips=chips, pods=pods, topology=shape)
     else:
         sizes = {"chip": chip, "chips": chips, "pods": pods, "topology": topology}
         given = [name for name, value in sizes.items() if value is not None]
@@ -68,7 +71,7 @@ def build_problem(
             raise SpecError(
                 f"a cluster is given, and {given[0]} as well: say the size in one place only."
             )
-        if isinstance(cluster, str):
+        if not isinstance(cluster, Cluster):
             cluster = load_cluster(cluster)
     if global_batch_tokens is not None and global_batch_seqs is not None:
         raise SpecError("give the global batch in tokens or in sequences, not both.")
@@ -91,7 +94,7 @@ def build_problem(
 def solve(
     model: Model | str | os.PathLike[str],
     *,
-    cluster: Cluster | str | None = None,
+    cluster: Cluster | str | os.PathLike[str] | None = None,
     chip: str | None = None,
     chips: int | None = None,
     pods: int | None = None,
@@ -185,18 +188,37 @@ def load_profile(costs: str | Profile) -> Profile:
     """A profile by name, or the one given."""
     from autoshard.costmodels.registry import profile_by_name
 
-    return profile_by_name(costs) if isinstance(costs, str) else costs
+    if isinstance(costs, str):
+        return profile_by_name(costs)
+    if not isinstance(costs, Profile):
+        hint = "; textbook().replace(model) makes one" if isinstance(costs, CostModel) else ""
+        raise SpecError(
+            f"costs must be the name of a cost profile or a Profile, got {shown(costs)}{hint}."
+        )
+    return costs
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _options(
     *, where: str | pl.Expr | None, points: int, gap: float, time_limit_s: float | None, **rest: Any
 ) -> Options:
     if isinstance(points, bool) or not isinstance(points, int) or points < 0:
-        raise SpecError(f"points must be a whole number, 0 for all, got {points!r}.")
-    if not 0 <= gap < 1:
-        raise SpecError(f"gap must be at least 0 and below 1, got {gap}.")
-    if time_limit_s is not None and not time_limit_s > 0:
-        raise SpecError(f"the time limit must be greater than zero seconds, got {time_limit_s}.")
+        raise SpecError(f"points must be a whole number, 0 for all, got {shown(points)}.")
+    if not _is_number(gap) or not 0 <= gap < 1:
+        raise SpecError(f"gap must be at least 0 and below 1, such as 0.001, got {shown(gap)}.")
+    if time_limit_s is not None:
+        if not _is_number(time_limit_s) or not time_limit_s > 0:
+            raise SpecError(
+                "the time limit must be greater than zero seconds, such as 60, got "
+                f"{shown(time_limit_s)}."
+            )
+        time_limit_s = float(min(time_limit_s, LARGEST_COUNT))  # later is never
+    for name, function in rest.items():
+        if function is not None and not callable(function):
+            raise SpecError(f"{name} must be a function or None, got {shown(function)}.")
     keep = None
     if where is not None:
         from autoshard.where import compile_where
@@ -217,11 +239,15 @@ def _front(
         if (
             abs(step_s - point.step_time_s) > AGREE * step_s
             or abs(memory - point.memory_bytes) > AGREE * memory
-            or memory > problem.capacity_bytes * (1.0 + AGREE)
         ):
             raise AssertionError(
                 f"the judge disagrees with the search on {point.plan}: "
                 f"{step_s} s and {memory} bytes, not {point.step_time_s} s and {point.memory_bytes}"
+            )
+        if memory > problem.capacity_bytes * (1.0 + AGREE):
+            raise AssertionError(
+                f"the search chose {point.plan}, whose {memory} bytes exceed the "
+                f"{problem.capacity_bytes} of a chip"
             )
         parts = breakdown(problem, profile, point.plan, row, step_s)
         used_flops_per_s = problem.peak_flops_per_s * point.plan.chips_used
@@ -251,7 +277,17 @@ def _front(
         problem=problem_dict(problem, profile, where),
         points=tuple(points),
         search=search,
-        notes=tuple(idle_notes(problem, points[0].plan, proven=points[0].proven)),
+        notes=tuple(
+            idle_notes(
+                problem,
+                profile,
+                points[0].plan,
+                proven=points[0].proven,
+                gap=points[0].gap,
+                step_time_s=points[0].step_time_s,
+                keep=options.keep,
+            )
+        ),
     )
 
 

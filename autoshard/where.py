@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoshard.costmodels.candidates import COLUMNS, Candidates
+from autoshard.costmodels.checks import shown
 from autoshard.costmodels.errors import SpecError, UnknownName
 from autoshard.search.space import Keep
 
@@ -33,7 +34,7 @@ def compile_where(where: str | pl.Expr) -> Keep:
 
     expression = _parse(where) if isinstance(where, str) else where
     if not isinstance(expression, pl.Expr):
-        raise SpecError(f"--where wants text or a polars expression, got {where!r}.")
+        raise SpecError(f"--where wants text or a polars expression, got {shown(where)}.")
     roots = list(dict.fromkeys(expression.meta.root_names()))
     for name in roots:
         if name.startswith("_POLARS"):
@@ -47,7 +48,7 @@ def compile_where(where: str | pl.Expr) -> Keep:
         frame = pl.DataFrame({name: column(candidates, name) for name in roots})
         try:
             kept = frame.select(expression.alias("keep"))["keep"]
-        except pl.exceptions.PolarsError as error:
+        except Exception as error:  # polars passes on what a function of the user raises
             raise SpecError(f"--where {str(where)!r}: {_first_line(error)}.") from None
         if kept.dtype != pl.Boolean or len(kept) != len(frame):
             gives = str(kept.dtype) if len(kept) == len(frame) else "one value for all"
@@ -55,7 +56,14 @@ def compile_where(where: str | pl.Expr) -> Keep:
                 f"--where {str(where)!r} is not a condition on each plan, it gives {gives}; "
                 f"{EXAMPLE}."
             )
-        return np.asarray(kept.fill_null(False).to_numpy(), dtype=np.bool_)
+        if kept.null_count():
+            row = frame.row(int(kept.is_null().arg_max() or 0), named=True)
+            at = ", ".join(f"{name} = {value}" for name, value in row.items())
+            raise SpecError(
+                f"--where {str(where)!r} is neither true nor false (null) for a plan with {at}; "
+                "say what holds there, as with coalesce(..., false) or fill_null(False)."
+            )
+        return np.asarray(kept.to_numpy(), dtype=np.bool_)
 
     # A constraint that cannot be evaluated must fail now, not in the middle of a search; and one
     # that compares plans with each other has no meaning, because plans are judged in blocks.
@@ -93,4 +101,4 @@ def _parse(text: str) -> pl.Expr:
 
 
 def _first_line(error: Exception) -> Any:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

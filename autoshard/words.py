@@ -61,28 +61,49 @@ def _rungs(plan: Plan) -> dict[str, int]:
 
 
 def binding_words(point: FrontPoint) -> str:
-    """``compute-bound``, or ``communication-bound by 1.19x (fsdp over ici data axes)``."""
+    """``compute-bound``, or ``communication-bound by 1.19x (fsdp over ici data axes)``.
+
+    A bubble says its share: ``bubble-bound, 23.5 % of the step (pipeline bubble of ...)``.
+    """
     if point.binding == "communication":
-        ratio = point.comms_over_compute
-        by = f" by {ratio:.2f}x" if ratio > 1 else ""
-        return f"communication-bound{by} ({point.binding_by})"
+        ratio = _ratio(point)
+        return f"communication-bound{ratio and f' by {ratio}'} ({point.binding_by})"
+    if point.binding == "bubble":
+        share = _bubble_share(point)
+        return f"bubble-bound{share and f', {share} of the step'} ({point.binding_by})"
     if point.binding == "hbm":
         return f"HBM-bound ({point.binding_by})"
     return f"{point.binding}-bound"
 
 
 def binding_short(point: FrontPoint) -> str:
-    """The same for a table: ``compute``, ``fsdp 1.19x``."""
-    if point.binding != "communication":
-        return point.binding
-    by = f" {point.comms_over_compute:.2f}x" if point.comms_over_compute > 1 else ""
-    return point.binding_by.split(" ", 1)[0] + by
+    """The same for a table: ``compute``, ``fsdp 1.19x``, ``bubble 23.5 %``."""
+    if point.binding == "communication":
+        return f"{point.binding_by.split(' ', 1)[0]} {_ratio(point)}".rstrip()
+    if point.binding == "bubble":
+        return f"bubble {_bubble_share(point)}".rstrip()
+    return point.binding
 
 
-def proof_words(point: FrontPoint, gap: float) -> str:
-    """``proven within 0.1 %``, or how far the proof has come."""
+def _ratio(point: FrontPoint) -> str:
+    """Communication over compute, where it is what binds: on a network, in the passes, above 1."""
+    ratio = round(point.comms_over_compute, 2)
+    return f"{ratio:.2f}x" if ratio > 1 and " over " in point.binding_by else ""
+
+
+def _bubble_share(point: FrontPoint) -> str:
+    idle_s = float(point.breakdown.get("idle_s", 0.0))
+    return percent(idle_s / point.step_time_s) if idle_s else ""
+
+
+def proof_words(point: FrontPoint, gap: float, *, complete: bool = True) -> str:
+    """``proven within 0.1 %``, or how far the proof has come.
+
+    Where the search was not ``complete``, a proof is for the memory that the plan needs.
+    """
     if point.proven:
-        return f"proven within {percent(gap)}" if gap else "proven optimal"
+        words = f"proven within {percent(gap)}" if gap else "proven optimal"
+        return words if complete else f"{words} for its memory"
     return f"not proven: at most {percent(point.gap)} slower than the best"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoshard.costmodels.checks import check_count
+from autoshard.costmodels.checks import LARGEST_COUNT, check_count, said, shown
 from autoshard.costmodels.chip import Chip
 from autoshard.costmodels.errors import SpecError
 
@@ -70,18 +71,23 @@ class Cluster:
     topology: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        owner = f"cluster {self.name!r}"
+        owner = f"cluster {shown(self.name)}"
+        if not isinstance(self.name, str):
+            raise SpecError(f"{owner}: name must be text, such as 'ours'.")
+        _check_kinds(owner, self.chip, self.topology)
         check_count(owner, "chips", self.chips)
         check_count(owner, "pods", self.pods)
         if self.chips % self.pods:
+            whole = 1 if self.chip.kind == "tpu" else self.chip.domain_chips
             raise SpecError(
-                f"{owner}: {self.chips} chips do not divide into {self.pods} equal pods."
+                f"{owner}: {said(self.chips)} chips do not divide into {said(self.pods)} equal "
+                f"pods; {_multiples(self.chips, self.pods * whole)} would."
             )
         if self.chip.kind == "tpu":
             if math.prod(self.topology) != self.pod_chips or not self.topology:
-                shape = "x".join(map(str, self.topology)) or "none"
                 raise SpecError(
-                    f"{owner}: topology {shape} does not hold the {self.pod_chips} chips of a pod."
+                    f"{owner}: topology {_by(self.topology) or 'none'} does not hold the "
+                    f"{said(self.pod_chips)} chips of a pod."
                 )
             if self.pods > 1 and self.chip.dcn_bytes_per_s == 0:
                 raise SpecError(
@@ -91,8 +97,9 @@ class Cluster:
         elif self.pods > 1 and self.pod_chips % self.chip.domain_chips:
             whole = max(self.pod_chips // self.chip.domain_chips, 1) * self.chip.domain_chips
             raise SpecError(
-                f"{owner}: pods of {self.pod_chips} {self.chip.name} are not whole domains of "
-                f"{self.chip.domain_chips}; {self.pods * whole} chips in {self.pods} pods would be."
+                f"{owner}: pods of {said(self.pod_chips)} {self.chip.name} are not whole domains "
+                f"of {self.chip.domain_chips}; {self.pods * whole} chips in {self.pods} pods would "
+                "be."
             )
         elif self.chips > self.chip.domain_chips and self.chip.scale_out_bytes_per_s == 0:
             raise SpecError(
@@ -124,6 +131,7 @@ class Cluster:
         Raises:
             SpecError: the sizes contradict each other or the chip cannot be arranged so.
         """
+        _check_kinds("cluster", chip, () if topology is None else topology)
         if chips is not None:
             check_count("cluster", "chips", chips)
         if pods is not None:
@@ -223,10 +231,10 @@ def _build_gpu(
     name: str | None,
 ) -> Cluster:
     if topology is not None:
-        raise SpecError(f"{chip.name} is not a torus: give --chips or --pods, not a topology.")
+        raise SpecError(f"{chip.name} is not a torus: give chips or pods, not a topology.")
     if pods is not None and chips is None:
         if not chip.pod_chips:
-            raise SpecError(f"{chip.name} has no pod size on record: give --chips instead.")
+            raise SpecError(f"{chip.name} has no pod size on record: give chips instead.")
         chips = pods * chip.pod_chips
     if chips is None:
         chips = chip.domain_chips
@@ -243,29 +251,27 @@ def _build_tpu(
     name: str | None,
 ) -> Cluster:
     if topology is not None:
-        if len(topology) > len(chip.pod_axes):
+        if not 1 <= len(topology) <= len(chip.pod_axes):
             raise SpecError(
                 f"{chip.name} has {len(chip.pod_axes)} torus axes; topology "
-                f"{'x'.join(map(str, topology))} has {len(topology)}."
+                f"{_by(topology) or '()'} has {len(topology)}."
             )
-        for length in topology:
-            check_count("cluster", "topology axis", length)
         shape = tuple(topology) + (1,) * (len(chip.pod_axes) - len(topology))
         if any(n > most for n, most in zip(sorted(shape), sorted(chip.pod_axes), strict=True)):
             raise SpecError(
-                f"topology {'x'.join(map(str, topology))} exceeds a {chip.name} pod, "
-                f"{'x'.join(map(str, chip.pod_axes))}; use --pods for more than one pod."
+                f"topology {_by(topology)} exceeds a {chip.name} pod, {_by(chip.pod_axes)}; "
+                "give pods for more than one pod."
             )
         size = math.prod(shape)
         if chips is not None and chips % size:
             raise SpecError(
-                f"{chips} chips are not whole slices of {'x'.join(map(str, topology))} ({size} "
-                "chips)."
+                f"{said(chips)} chips are not whole slices of {_by(topology)} ({size} chips); "
+                f"{_multiples(chips, size)} would be."
             )
         if chips is not None and pods is not None and chips != pods * size:
             raise SpecError(
-                f"chips = {chips} contradicts {pods} slices of "
-                f"{'x'.join(map(str, topology))} ({size} chips each)."
+                f"chips = {said(chips)} contradicts {said(pods)} slices of {_by(topology)} "
+                f"({size} chips each); leave one of them out."
             )
         pods = pods or (chips // size if chips else 1)
     else:
@@ -274,35 +280,51 @@ def _build_tpu(
             pods = pods or 1
             size, shape = pod, chip.pod_axes
         else:
+            shape = _slice_shape(chip, chips, pods)
             pods = pods or -(-chips // pod)
-            if chips % pods:
-                raise SpecError(
-                    f"{chips} chips do not divide into {pods} equal pods of at most {pod} "
-                    f"{chip.name} chips; {chips - chips % pods} would."
-                )
             size = chips // pods
-            shape = _slice_shape(chip, size)
     label = name or f"{pods * size} {chip.name}"
     return cls(name=label, chip=chip, chips=pods * size, pods=pods, topology=shape)
 
 
-def _slice_shape(chip: Chip, size: int) -> tuple[int, ...]:
-    """The most cubic torus of ``size`` chips that a pod holds, axes in whole cubes where possible.
+def _slice_shape(chip: Chip, chips: int, pods: int | None) -> tuple[int, ...]:
+    """The most cubic torus of one of the equal pods, axes in whole cubes where possible.
 
     Raises:
-        SpecError: no such torus; the nearest sizes that have one are named.
+        SpecError: no such torus; the nearest numbers of chips that have one are named.
     """
-    most = tuple(sorted(chip.pod_axes))
-    shape = _best_shape(most, size)
-    if shape is not None:
-        return shape
-    pod = math.prod(chip.pod_axes)
-    below = next((n for n in range(min(size, pod), 0, -1) if _best_shape(most, n)), None)
-    above = next((n for n in range(size, min(2 * size, pod) + 1) if _best_shape(most, n)), None)
+    pod, most = math.prod(chip.pod_axes), tuple(sorted(chip.pod_axes))
+
+    def shape(count: int) -> tuple[int, ...] | None:
+        size, rest = divmod(count, pods or -(-count // pod))
+        return None if rest or not size else _best_shape(most, size)
+
+    found = shape(chips)
+    if found is not None:
+        return found
+    step = pods or 1
+    down, up = chips // step * step, -(-chips // step) * step
+    below = next(
+        (n for n in range(min(down, pod * step) if pods else down, 0, -step) if shape(n)), 0
+    )
+    above = next(
+        (n for n in range(up, min(up + pod * step, LARGEST_COUNT + 1), step) if shape(n)), 0
+    )
     near = " or ".join(str(n) for n in (below, above) if n)
+    size, rest = divmod(chips, pods or -(-chips // pod))
+    if rest:
+        raise SpecError(
+            f"{said(chips)} chips do not divide into {said(pods or -(-chips // pod))} equal pods "
+            f"of at most {pod} {chip.name} chips; {near} would."
+        )
+    each = (
+        f"{said(size)} chips in each of {said(chips // size)} pods"
+        if chips > size
+        else (f"{said(size)} chips")
+    )
     raise SpecError(
-        f"{size} chips make no torus inside a {chip.name} pod of "
-        f"{'x'.join(map(str, chip.pod_axes))}; {near} would."
+        f"{each} make no torus inside a {chip.name} pod of {_by(chip.pod_axes)}; {near} "
+        f"{'in all ' if chips > size else ''}would."
     )
 
 
@@ -321,3 +343,26 @@ def _best_shape(most: tuple[int, ...], size: int) -> tuple[int, ...] | None:
         if best is None or key < best[0]:
             best = (key, shape)
     return best[1] if best else None
+
+
+def _check_kinds(owner: str, chip: object, topology: object) -> None:
+    """Require a chip, and a torus as a list of lengths."""
+    if not isinstance(chip, Chip):
+        raise SpecError(f"{owner}: chip must be a Chip, as load_chip gives it, got {shown(chip)}.")
+    if not isinstance(topology, (tuple, list)):
+        raise SpecError(
+            f"{owner}: topology must list the lengths of a torus, such as (16, 20, 28), got "
+            f"{shown(topology)}."
+        )
+    for length in topology:
+        check_count(owner, "topology axis", length)
+
+
+def _by(axes: Sequence[int]) -> str:
+    return "x".join(map(str, axes))
+
+
+def _multiples(number: int, unit: int) -> str:
+    """The multiples of a unit on both sides of a number, to paste back."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)

@@ -143,7 +143,20 @@ class Model:
         return self.n_positions * self.d_model
 
     @property
+    def head_params(self) -> int:
+        """The projection onto the vocabulary: a matmul, whether its table is tied or not."""
+        return self.vocab * self.d_model
+
+    @property
     def matmul_params(self) -> int:
+        """Parameters that a token is multiplied by: MLP, attention and head.
+
+        The input embedding is looked up, not multiplied, and has no FLOPs.
+        """
+        return self.mlp_params + self.attention_params + self.head_params
+
+    @property
+    def book_params(self) -> int:
         """MLP, attention and vocabulary: the count that the scaling book puts in ``6 P T``."""
         return self.mlp_params + self.attention_params + self.vocab_params
 
@@ -151,7 +164,7 @@ class Model:
     def total_params(self) -> int:
         """Every trained parameter, the count that Hugging Face prints."""
         return (
-            self.matmul_params
+            self.book_params
             + self.norm_params
             + self.bias_params
             + self.position_params

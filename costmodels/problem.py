@@ -51,5 +51,9 @@ class Problem:
 
     @property
     def flops_per_step(self) -> float:
-        """Model FLOPs of one step, ``6 P T`` (transformers.md; attention dot products left out)."""
+        """Model FLOPs of one step: 6 for each matmul parameter and token (transformers.md).
+
+        Attention dot products are left out, as in the book's ``6 P T``; so is the lookup of an
+        untied input embedding, which the book counts and no chip multiplies.
+        """
         return 6.0 * self.model.matmul_params * self.workload.global_batch_tokens

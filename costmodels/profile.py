@@ -221,48 +221,12 @@ class Profile:
         check_columns(self.pipeline.name, pipeline, {"max_weight": (n,), "sum_weight": (n,)})
         forms = self.overlap(comms.resources)
         check_column(self.overlap.name, "forms", forms, (len(forms), 1 + len(comms.resources)))
-
-        def passes(phase: Phase, compute_s: Mapping[Place, Column]) -> dict[Place, Column]:
-            return {p: _forms(forms, compute_s.get(p), comms.total_s(phase, p), n) for p in PLACES}
-
-        forward = passes(
-            "forward",
-            {
-                "layer": compute.layer_forward_s,
-                "embedding": compute.embedding_forward_s,
-                "head": compute.head_forward_s,
-            },
-        )
-        backward = passes(
-            "backward",
-            {
-                "layer": compute.layer_backward_s,
-                "embedding": compute.embedding_backward_s,
-                "head": compute.head_backward_s,
-            },
-        )
-        # Built as [r, j, n] and seen as [n, j, r]: reductions over forms and rungs run along
-        # memory.
-        recompute = np.multiply.outer(compute.recompute_s.T, forms[:, 0]).swapaxes(1, 2)
-        for resource, seconds in comms.recompute_s().items():
-            recompute = recompute + seconds.T[:, None, :] * forms[None, :, 1 + resource, None]
-        once_forward, once_backward = passes("once_forward", {}), passes("once_backward", {})
-        return StageCosts(
-            forward_s=forward,
-            backward_s=backward,
-            layer_backward_s=(backward["layer"].T[None, :, :] + recompute).T,
-            once_forward_s=once_forward,
-            once_backward_s=once_backward,
-            send_s=comms.send_s,
-            max_weight=pipeline.max_weight,
-            sum_weight=pipeline.sum_weight,
-            state_bytes={
-                "layer": memory.layer_state_bytes,
-                "embedding": memory.embedding_state_bytes,
-                "head": memory.head_state_bytes,
-            },
-            saved_bytes=memory.saved_bytes,
-            fixed_bytes=memory.fixed_bytes,
+        return stage_costs(
+            compute,
+            comms,
+            memory,
+            pipeline,
+            forms,
             comms_s=comms_seconds(problem, candidates, comms),
         )
 
@@ -291,6 +255,62 @@ class Profile:
                     self.comms.name, f"{flow.kind} {flow.phase} {flow.place}", seconds, shape
                 )
         return compute, comms
+
+
+def stage_costs(
+    compute: ComputeCost,
+    comms: CommsCost,
+    memory: MemoryCost,
+    pipeline: PipelineCost,
+    forms: Column,
+    *,
+    comms_s: Column,
+) -> StageCosts:
+    """What the five answers come to, stage by stage; ``forms`` ``[j, 1 + k]`` are the overlap."""
+    n = len(comms.send_s)
+
+    def passes(phase: Phase, compute_s: Mapping[Place, Column]) -> dict[Place, Column]:
+        return {p: _forms(forms, compute_s.get(p), comms.total_s(phase, p), n) for p in PLACES}
+
+    forward = passes(
+        "forward",
+        {
+            "layer": compute.layer_forward_s,
+            "embedding": compute.embedding_forward_s,
+            "head": compute.head_forward_s,
+        },
+    )
+    backward = passes(
+        "backward",
+        {
+            "layer": compute.layer_backward_s,
+            "embedding": compute.embedding_backward_s,
+            "head": compute.head_backward_s,
+        },
+    )
+    # Built as [r, j, n] and seen as [n, j, r]: reductions over forms and rungs run along memory.
+    recompute = np.multiply.outer(compute.recompute_s.T, forms[:, 0]).swapaxes(1, 2)
+    for resource, seconds in comms.recompute_s().items():
+        recompute = recompute + seconds.T[:, None, :] * forms[None, :, 1 + resource, None]
+    once_forward, once_backward = passes("once_forward", {}), passes("once_backward", {})
+    return StageCosts(
+        forward_s=forward,
+        backward_s=backward,
+        layer_backward_s=(backward["layer"].T[None, :, :] + recompute).T,
+        once_forward_s=once_forward,
+        once_backward_s=once_backward,
+        send_s=comms.send_s,
+        max_weight=pipeline.max_weight,
+        sum_weight=pipeline.sum_weight,
+        state_bytes={
+            "layer": memory.layer_state_bytes,
+            "embedding": memory.embedding_state_bytes,
+            "head": memory.head_state_bytes,
+        },
+        saved_bytes=memory.saved_bytes,
+        fixed_bytes=memory.fixed_bytes,
+        comms_s=comms_s,
+    )
 
 
 def comms_seconds(problem: Problem, candidates: Candidates, comms: CommsCost) -> Column:

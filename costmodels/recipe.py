@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoshard.costmodels.checks import check_rate
+from autoshard.costmodels.checks import check_rate, shown
 from autoshard.costmodels.errors import SpecError
 
 ZERO_STAGES = (1, 2, 3)
@@ -35,10 +35,13 @@ class Recipe:
         check_rate("recipe", "param_bytes", self.param_bytes)
         check_rate("recipe", "grad_bytes", self.grad_bytes, zero_ok=True)
         check_rate("recipe", "optimizer_bytes", self.optimizer_bytes, zero_ok=True)
-        if not self.reshard or any(z not in ZERO_STAGES for z in self.reshard):
+        listed = isinstance(self.reshard, (tuple, list)) and len(self.reshard) > 0
+        if not listed or any(type(z) is not int or z not in ZERO_STAGES for z in self.reshard):
             raise SpecError(
-                f"recipe: reshard must list ZeRO stages out of 1, 2, 3, got {self.reshard}."
+                "recipe: reshard must list ZeRO stages out of 1, 2, 3, such as (2, 3), got "
+                f"{shown(self.reshard)}."
             )
+        object.__setattr__(self, "reshard", tuple(self.reshard))
 
     @property
     def state_bytes(self) -> float:

@@ -12,20 +12,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The operations of one layer that a rung may run again in the backward pass.
-OPERATIONS = ("query", "key", "value", "attention", "output", "mlp_in", "mlp_out")
+#: The operations of one layer that a rung may run again in the backward pass, in their order.
+OPERATIONS = (
+    "attention_norm",
+    "query",
+    "key",
+    "value",
+    "rotary",
+    "attention",
+    "output",
+    "attention_residual",
+    "mlp_norm",
+    "mlp_in",
+    "activation",
+    "mlp_out",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """One rung: ``saved_tensors`` of size ``d_model`` per token, and what the backward pass redoes.
+    """One rung: what is kept of a layer, and what the backward pass redoes.
 
-    ``recompute`` names operations; ``repeat_collectives`` says that the TP collectives of the
-    forward pass are run again with it.
+    ``saved_tensors`` counts tensors of size ``d_model`` per token, the book's measure; ``kept``
+    names the tensors themselves, where a cost model knows their sizes. ``recompute`` names
+    operations; ``repeat_collectives`` says that the TP collectives of the forward pass are run
+    again with it.
     """
 
     name: str
-    saved_tensors: int
+    saved_tensors: int = 0
+    kept: tuple[str, ...] = ()
     recompute: tuple[str, ...] = ()
     repeat_collectives: bool = False
 

@@ -35,7 +35,7 @@ class TextbookCompute:
     covers: frozenset[str] = frozenset({"dense"})
 
     def flops_per_step(self, problem: Problem) -> float:
-        """Model FLOPs of one step: ``6 P T``, of the parameters that the layer prices."""
+        """Model FLOPs of one step: 6 for each token and matmul parameter that the layer prices."""
         if self.layer == "full":
             return problem.flops_per_step
         model = problem.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoshard.costmodels.checks import check_count, check_one_of
+from autoshard.costmodels.checks import check_count, check_one_of, said
 from autoshard.costmodels.chip import ELEMENT_BYTES
 from autoshard.costmodels.errors import SpecError
 
@@ -45,8 +45,8 @@ class Workload:
         if rest:
             near = [str(n * seq_len) for n in (seqs, seqs + 1) if n > 0]
             raise SpecError(
-                f"workload: a global batch of {global_batch_tokens} tokens is not a whole number "
-                f"of sequences of {seq_len}; {' or '.join(near)} would be."
+                f"workload: a global batch of {said(global_batch_tokens)} tokens is not a whole "
+                f"number of sequences of {said(seq_len)}; {' or '.join(near)} would be."
             )
         return cls(global_batch_seqs=seqs, seq_len=seq_len, precision=precision)
 

@@ -148,14 +148,17 @@ def memory_floor_within_bytes(rows: Rows, time_s: float, capacity_bytes: float) 
     return np.where(possible, low * (1.0 - SLACK), np.inf)
 
 
-def uniform_plans(rows: Rows) -> tuple[Column, Column]:
+def uniform_plans(rows: Rows, n_layers: IntColumn | None = None) -> tuple[Column, Column]:
     """Time and memory of real plans, one a rung: layers dealt evenly, the ends the lighter ones.
+
+    ``n_layers`` is for rows of different models, ``[n]``.
 
     Returns seconds and bytes, ``[n, r]``, at least what the plan really takes: memory charges the
     middle stages as one with the most layers and the most in flight. Infinite where a stage would
     have fewer layers than chunks.
     """
-    costs, c, layers = rows.costs, rows.candidates, rows.n_layers
+    costs, c = rows.costs, rows.candidates
+    layers = rows.n_layers if n_layers is None else n_layers
     floor = layers // c.pp
     extra = layers - floor * c.pp
     middle = np.maximum(c.pp - 2, 0)

@@ -118,7 +118,10 @@ class Queue:
 
 @dataclass(slots=True)
 class Search:
-    """The state of one solve: rows, memoised leaves, and the clock."""
+    """The state of one solve: rows, memoised leaves, and the clock.
+
+    ``all_rows`` says that ``rows`` has every row that can hold a point of the front.
+    """
 
     problem: Problem
     profile: Profile
@@ -126,6 +129,7 @@ class Search:
     rows: Rows
     tally: Tally
     deadline: float
+    all_rows: bool = True
     floor_s: Column = field(init=False)
     floor_bytes: Column = field(init=False)
     ceiling: tuple[Column, Column] = field(init=False)
@@ -329,6 +333,9 @@ class Search:
         time_s, memory = stage.evaluate(rungs)
         leaf = Leaf(rungs=rungs, time_s=time_s, memory_bytes=memory)
         bound_s = float(self.floor_s.min())
+        if not self.all_rows:
+            bound_s = self.profile.compute.flops_per_step(self.problem)
+            bound_s /= self.problem.peak_flops_per_s * self.problem.cluster.chips
         return Point(
             plan=self.plan(row, leaf),
             row=row,

@@ -51,7 +51,7 @@ def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
     tally = Tally()
     deadline = time.monotonic() + (options.time_limit_s or np.inf)
     free = options.constrain_master is None and options.constrain_stages is None
-    rows = promising_rows(
+    rows, complete = promising_rows(
         problem,
         profile,
         gap=options.gap,
@@ -59,8 +59,9 @@ def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
         tally=tally,
         slowest=SLOWEST if options.points else np.inf,
         prune=free,
+        deadline=deadline,
     )
-    if not len(rows):
+    if not len(rows) and complete:
         raise Infeasible("no candidate is left")
     started = time.perf_counter()
     before = sum(tally.seconds.values())
@@ -71,6 +72,7 @@ def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
         rows=rows,
         tally=tally,
         deadline=deadline,
+        all_rows=complete,
     )
     points, complete = _trace(search)
     named = sum(tally.seconds.values()) - before
@@ -97,6 +99,8 @@ def _trace(search: Search) -> tuple[list[Point], bool]:
 
     complete = True
     try:
+        if not search.all_rows:
+            raise Interrupted
         capacity = float(search.problem.capacity_bytes)
         if add(search.point(capacity)):
             if search.options.points == 0:
@@ -120,7 +124,8 @@ def _spread(search: Search, found: list[Point], add: Callable[[Point | None], bo
     """
     plan_s, plan_bytes = search.ceiling
     quick = plan_s <= SLOWEST * found[0].step_time_s
-    add(search.point(float(np.min(plan_bytes, where=quick, initial=np.inf)) * (1.0 + SAME)))
+    smallest = float(np.min(plan_bytes, where=quick, initial=np.inf)) * (1.0 + SAME)
+    add(search.point(min(smallest, float(search.problem.capacity_bytes))))
     floor_of: dict[float, float] = {}
     while len(found) < search.options.points:
         ordered = _undominated(found)

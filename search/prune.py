@@ -99,42 +99,49 @@ def promising_rows(
     tally: Tally,
     slowest: float = np.inf,
     prune: bool = True,
-) -> Rows:
+    deadline: float = np.inf,
+) -> tuple[Rows, bool]:
     """Every row that can hold a point of the front, or tie with one within ``gap``.
 
     Points slower than ``slowest`` times the fastest are of no interest. ``keep`` is the user's
     constraint, applied before anything is pruned. ``prune=False`` prices the whole space, for
-    constraints that bounds cannot see.
+    constraints that bounds cannot see. Second comes whether these are all the rows: past the
+    ``deadline`` (of the monotonic clock), pricing stops with the most promising ones.
     """
     with tally.timed("space"):
         table = meshes(problem)
     tally.meshes = len(table)
     stairs = Staircase(slowest=slowest)
+    pricing = Pricing(problem, profile, keep, gap, tally, deadline)
     if not prune:
-        return _priced(problem, profile, table, keep, gap, None, tally)
+        return pricing.rows(table), not pricing.stopped
     # The meshes with most chips first: what they take bounds what fewer chips can be good for.
     chips = table.chips_used
     order = np.argsort(-chips, kind="stable")
     many = int((chips * 2 >= chips.max(initial=0)).sum())
     table, chips = table.take(order), chips[order]
     with tally.timed("costs of meshes"):
-        floors = _mesh_floors(problem, profile, table.take(slice(0, many)))
-    scouts = np.nonzero(floors.memory_bytes <= problem.capacity_bytes)[0]
+        floors = _mesh_floors(problem, profile, table.take(slice(0, many)), deadline)
+    # A floor of zero is one that the deadline left unpriced.
+    priced = floors.memory_bytes > 0.0
+    scouts = np.nonzero(priced & (floors.memory_bytes <= problem.capacity_bytes))[0]
     if len(scouts) > SCOUTS:
         scouts = scouts[_scouts(floors.least_s[scouts], floors.memory_bytes[scouts])]
-        _priced(problem, profile, table.take(scouts), keep, gap, stairs, tally, floors.take(scouts))
+        kept = pricing.rows(table.take(scouts), stairs, floors.take(scouts))
+        if pricing.stopped:
+            return kept, False
     # No plan beats its chips' peak.
     peak_s = profile.compute.flops_per_step(problem) / (problem.peak_flops_per_s * chips)
     table = table.take(slice(0, many + int((peak_s[many:] <= stairs.latest_s(gap)).sum())))
     with tally.timed("costs of meshes"):
-        rest = _mesh_floors(problem, profile, table.take(slice(many, None)))
+        rest = _mesh_floors(problem, profile, table.take(slice(many, None)), deadline)
     floors = floors.join(rest)
     alive = floors.memory_bytes <= problem.capacity_bytes
     alive &= stairs.alive(floors.least_s, floors.memory_bytes, gap)
     rows = np.nonzero(alive)[0]
-    kept = _priced(problem, profile, table.take(rows), keep, gap, stairs, tally, floors.take(rows))
+    kept = pricing.rows(table.take(rows), stairs, floors.take(rows))
     tally.rows = len(kept)
-    return kept
+    return kept, not pricing.stopped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +172,10 @@ class MeshFloors:
         )
 
 
-def _mesh_floors(problem: Problem, profile: Profile, table: Candidates) -> MeshFloors:
-    """Least time and least memory of each mesh.
+def _mesh_floors(
+    problem: Problem, profile: Profile, table: Candidates, deadline: float = np.inf
+) -> MeshFloors:
+    """Least time and least memory of each mesh; zero where the deadline left it unpriced.
 
     Time: one microbatch of everything on a mean stage. Memory: microbatches of one sequence, one in
     flight.
@@ -174,6 +183,10 @@ def _mesh_floors(problem: Problem, profile: Profile, table: Candidates) -> MeshF
     layers = problem.model.n_layers
     busy, memory = [np.zeros(0)], [np.zeros(0)]
     for piece in chunks(table):
+        if time.monotonic() >= deadline:
+            busy.append(np.zeros(len(piece)))
+            memory.append(np.zeros(len(piece)))
+            continue
         costs = profile.price(problem, piece)
         forward = (layers * costs.forward_s["layer"] + bounds.ends(costs, "forward_s")).max(axis=1)
         rung = costs.layer_backward_s.min(axis=2)
@@ -217,56 +230,69 @@ def _scouts(time_s: Column, memory: Column) -> NDArray[np.intp]:
     return np.unique(np.concatenate([order[: SCOUTS // 2], *smallest]))
 
 
-def _priced(
-    problem: Problem,
-    profile: Profile,
-    table: Candidates,
-    keep: Keep | None,
-    gap: float,
-    stairs: Staircase | None,
-    tally: Tally,
-    floors: MeshFloors | None = None,
-) -> Rows:
-    """Price each mesh with its microbatches; keep the rows that no plan of the staircase beats."""
-    capacity = float(problem.capacity_bytes)
-    with tally.timed("space"):
-        candidates, mesh = expand(problem, table)
-    if keep is not None:
-        wanted = np.nonzero(keep(candidates))[0]
-        candidates, mesh = candidates.take(wanted), mesh[wanted]
-    if stairs is not None and floors is not None:
-        bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
-        floor_s, floor_bytes = floors.busy_s[mesh] * bubble, floors.memory_bytes[mesh]
-        # The most promising first: what they cost shortens the rest.
-        order = np.argsort(floor_s, kind="stable")
-        order = order[stairs.alive(floor_s[order], floor_bytes[order], gap)]
-        candidates = candidates.take(order)
-        floor_s, floor_bytes = floor_s[order], floor_bytes[order]
-    kept: list[tuple[Rows, Column, Column]] = []
-    for number, piece in enumerate(chunks(candidates)):
+@dataclass(slots=True)
+class Pricing:
+    """Meshes expanded and priced, until the deadline has ``stopped`` it."""
+
+    problem: Problem
+    profile: Profile
+    keep: Keep | None
+    gap: float
+    tally: Tally
+    deadline: float
+    stopped: bool = False
+
+    def rows(
+        self,
+        table: Candidates,
+        stairs: Staircase | None = None,
+        floors: MeshFloors | None = None,
+    ) -> Rows:
+        """Price each mesh with its microbatches; keep the rows that no plan of ``stairs`` beats."""
+        capacity, tally, gap = float(self.problem.capacity_bytes), self.tally, self.gap
+        with tally.timed("space"):
+            candidates, mesh = expand(self.problem, table)
+        if self.keep is not None:
+            wanted = np.nonzero(self.keep(candidates))[0]
+            candidates, mesh = candidates.take(wanted), mesh[wanted]
         if stairs is not None and floors is not None:
-            part = slice(number * CHUNK, (number + 1) * CHUNK)
-            piece = piece.take(stairs.alive(floor_s[part], floor_bytes[part], gap))
-        with tally.timed("costs of candidates"):
-            rows = price_rows(problem, profile, piece)
-        tally.priced += len(rows)
-        with tally.timed("bounds"):
-            memory = bounds.memory_floor_bytes(rows)
-            time_s = bounds.time_floor_s(rows)
-            alive = memory <= capacity
-            if stairs is not None:
-                plan_s, plan_bytes = bounds.uniform_plans(rows)
-                stairs.add(np.where(plan_bytes <= capacity, plan_s, np.inf), plan_bytes)
-                alive &= stairs.alive(time_s, memory, gap)
-            kept.append((rows.take(alive), time_s[alive], memory[alive]))
-    if not kept:
-        return price_rows(problem, profile, candidates)
-    # Early pieces met a shorter staircase: measure them again.
-    final = [
-        rows if stairs is None else rows.take(stairs.alive(time_s, memory, gap))
-        for rows, time_s, memory in kept
-    ]
-    return Rows.concatenate(final)
+            bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
+            floor_s, floor_bytes = floors.busy_s[mesh] * bubble, floors.memory_bytes[mesh]
+            # The most promising first: what they cost shortens the rest.
+            order = np.argsort(floor_s, kind="stable")
+            order = order[stairs.alive(floor_s[order], floor_bytes[order], gap)]
+            candidates = candidates.take(order)
+            floor_s, floor_bytes = floor_s[order], floor_bytes[order]
+        kept: list[tuple[Rows, Column, Column]] = []
+        for number, piece in enumerate(chunks(candidates)):
+            # Even a search that is late prices one piece: there is a plan to show.
+            if kept and time.monotonic() >= self.deadline:
+                self.stopped = True
+                break
+            if stairs is not None and floors is not None:
+                part = slice(number * CHUNK, (number + 1) * CHUNK)
+                piece = piece.take(stairs.alive(floor_s[part], floor_bytes[part], gap))
+            with tally.timed("costs of candidates"):
+                rows = price_rows(self.problem, self.profile, piece)
+            tally.priced += len(rows)
+            with tally.timed("bounds"):
+                memory = bounds.memory_floor_bytes(rows)
+                time_s = bounds.time_floor_s(rows)
+                alive = memory <= capacity
+                if stairs is not None:
+                    plan_s, plan_bytes = bounds.uniform_plans(rows)
+                    stairs.add(np.where(plan_bytes <= capacity, plan_s, np.inf), plan_bytes)
+                    alive &= stairs.alive(time_s, memory, gap)
+                kept.append((rows.take(alive), time_s[alive], memory[alive]))
+        self.stopped |= time.monotonic() >= self.deadline
+        if not kept:
+            return price_rows(self.problem, self.profile, candidates)
+        # Early pieces met a shorter staircase: measure them again.
+        final = [
+            rows if stairs is None else rows.take(stairs.alive(time_s, memory, gap))
+            for rows, time_s, memory in kept
+        ]
+        return Rows.concatenate(final)
 
 
 def least_memory(problem: Problem, profile: Profile, keep: Keep | None) -> float:

@@ -12,7 +12,14 @@ import polars as pl
 import pytest
 from command import run
 
+from autoshard.catalog import load_chip
+from autoshard.cluster_file import load_cluster
+from autoshard.costmodels.checks import said, shown
+from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import AutoshardError, Infeasible, SpecError, UnknownName
+from autoshard.costmodels.recipe import Recipe
+from autoshard.costmodels.textbook import textbook
+from autoshard.explain import explain
 from autoshard.front import ParetoFront
 from autoshard.solving import build_problem, solve
 
@@ -52,29 +59,42 @@ PROBLEMS: list[tuple[str, tuple[str, ...]]] = [
     ("{m} --chips nan", ("--chips", "'nan'")),
     ("{m} --chips 64chips", ("--chips", "'64chips'")),
     ("{m} --chips 99999999999999999999", ("beyond any real value",)),
-    ("{m} --chips 8961", ("do not divide into 2 equal pods", "8960")),
+    ("{m} --chip=", ("unknown chip ''", "known: a100")),
+    ("{m} --cluster=", ("cluster must be a Cluster or the path of a TOML file, got ''",)),
+    ("--model=", ("unknown model ''", "known: gemma-7b")),
+    ("{m} --chips 8961", ("do not divide into 2 equal pods", "8960 or 8970 would")),
+    ("{m} --chips 17921", ("17,921 chips do not divide into 3 equal pods", "17920 or 17940")),
     ("{m} --chips 8933", ("8933 chips make no torus", "would")),
+    ("{m} --chips 26880 --pods 2", ("13,440 chips in each of 2 pods make no torus", "17920")),
     ("{m} --pods 0", ("pods must be at least 1",)),
     ("{m} --pods -1", ("pods must be at least 1",)),
     ("{m} --chip v3 --pods 2", ("no DCN bandwidth on record",)),
-    ("{m} --chip h100 --chips 1000 --pods 3", ("1000 chips do not divide into 3 equal pods",)),
+    (
+        "{m} --chip h100 --chips 1000 --pods 3",
+        ("1000 chips do not divide into 3 equal pods", "984 or"),
+    ),
     # a topology
+    ("{m} --topology=", ("topology ''", "16x20x28")),
     ("{m} --topology axb", ("topology 'axb'", "16x20x28")),
     ("{m} --topology 0x4x4", ("topology '0x4x4'",)),
     ("{m} --topology -4x4x4", ("topology '-4x4x4'",)),
     ("{m} --topology 2x2x2x2", ("4 axes",)),
-    ("{m} --topology 32x32x32", ("exceeds a v5p pod, 16x20x28",)),
-    ("{m} --chip h100 --topology 4x4x4", ("h100 is not a torus",)),
+    ("{m} --topology 32x32x32", ("exceeds a v5p pod, 16x20x28; give pods",)),
+    ("{m} --chip h100 --topology 4x4x4", ("h100 is not a torus: give chips or pods",)),
     ("{m} --chip v5e --topology 4x4x4", ("v5e has 2 torus axes",)),
-    ("{m} --chips 100 --topology 4x4x4", ("not whole slices of 4x4x4",)),
-    ("{m} --chips 128 --pods 3 --topology 4x4x4", ("contradicts 3 slices",)),
+    ("{m} --chips 100 --topology 4x4x4", ("not whole slices of 4x4x4", "64 or 128 would be")),
+    (
+        "{m} --chips 128 --pods 3 --topology 4x4x4",
+        ("contradicts 3 slices", "leave one of them out"),
+    ),
     # a workload
     ("{s} --global-batch-tokens 5000", ("not a whole number of sequences", "4096 or 8192")),
-    ("{s} --global-batch-tokens 16M", ("16000000", "not a whole number of sequences")),
+    ("{s} --global-batch-tokens 16M", ("16,000,000 tokens", "15998976 or 16003072 would be")),
     ("{s} --global-batch-tokens 0", ("--global-batch-tokens", "'0' is not a count")),
     ("{s} --global-batch-tokens -4096", ("--global-batch-tokens", "'-4096'")),
     ("{s} --global-batch-tokens nan", ("--global-batch-tokens", "'nan'")),
     ("{s} --global-batch-tokens 1e400", ("--global-batch-tokens", "'1e400'")),
+    ("{s} --global-batch-tokens 1e30", ("'1e30' is beyond any real count", "at most 2**60")),
     ("{s} --global-batch-tokens 16Q", ("'16Q' is not a count", "16M")),
     ("{s} --global-batch-tokens 4Ti", ("beyond any real value",)),
     ("{s} --global-batch-seqs 0", ("global_batch_seqs must be at least 1",)),
@@ -89,6 +109,8 @@ PROBLEMS: list[tuple[str, tuple[str, ...]]] = [
     ("{s} --memory-limit -1", ("'-1' is not a size",)),
     ("{s} --memory-limit 0", ("'0' is not a size",)),
     ("{s} --memory-limit lots", ("'lots' is not a size",)),
+    ("{s} --memory-limit=", ("'' is not a size",)),
+    ("{s} --memory-limit 1e30", ("'1e30' is beyond any real size",)),
     ("{s} --memory-limit 200GiB", ("exceeds", "HBM of v5p")),
 ]
 
@@ -117,6 +139,8 @@ OPTIONS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--where", "tp + pp"), ("not a condition on each plan",)),
     (("--where", "1 = 1"), ("names no column", "tp")),
     (("--where", "tp <= 'a'"), ("cannot compare string",)),
+    (("--where", "tp > null"), ("neither true nor false (null)", "tp = 1", "coalesce")),
+    (("--where", "8 % (pp - 1) = 0"), ("neither true nor false (null)", "pp = 1")),
     (("--where", "tp <= 8 & pp > 1"), ("write and, or, not",)),
     (("--where", "sum(tp) > 3"), ("not a condition on each plan", "one value for all")),
     (("--where", "tp = max(tp)"), ("several plans together",)),
@@ -149,6 +173,8 @@ OPTIONS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--time-limit", "1h"), ("--time-limit", "'1h'")),
     (("--tokens", "0"), ("--tokens", "'0' is not a count")),
     (("--tokens", "inf"), ("--tokens", "'inf'")),
+    (("--tokens", "1e30"), ("--tokens", "'1e30' is beyond any real count", "15T")),
+    (("--tokens", "2000000T"), ("beyond any real count", "at most 2**60")),
     (("--json", "--csv"), ("--json and --csv both print",)),
     (("--save", "/nowhere/f.json"), ("--save /nowhere/f.json: cannot be written",)),
     (("--save", "."), ("--save .: is a directory",)),
@@ -219,6 +245,11 @@ CLUSTERS: list[tuple[str | bytes, tuple[str, ...]]] = [
     ("chip = ", ("it is not TOML",)),
     (b"\xff\xfe", ("it is not TOML",)),
     ("chips = 8", ("key chip is missing",)),
+    ('chip = "v5p"\ntopology = 5', ("topology must be text such as", "got 5")),
+    ('chip = "v5p"\ntopology = []', ("topology [] has 0 axes",)),
+    ('chip = ""\nchips = 8', ("chip must be text in quotes, got ''",)),
+    ('pods = 2\n[chip]\nbase = "h100"\npod_chips = 0', ("no pod size on record: give chips",)),
+    ('chip = "h100"\ntopology = "2x2"', ("h100 is not a torus: give chips or pods",)),
     ('chip = "h100"\nchps = 8', ("unknown key 'chps'", "chips")),
     ('chip = "h100"\nchips = "eight"', ("chips must be a whole number",)),
     ('chip = "h101"\nchips = 8', ("unknown chip 'h101'", "h100")),
@@ -303,6 +334,21 @@ LIBRARY: list[tuple[dict[str, Any], type[AutoshardError], str]] = [
     ({"chip": "v5q"}, UnknownName, "v5p"),
     ({"chips": True}, SpecError, "whole number"),
     ({"chips": 64.0}, SpecError, "whole number"),
+    ({"chips": 10**5000}, SpecError, "beyond any real value"),
+    ({"model": ""}, UnknownName, "known: gemma-7b"),
+    ({"model": 5}, SpecError, "a preset's name, the path of a config.json or a Model, got 5"),
+    ({"chip": ""}, UnknownName, "unknown chip ''"),
+    ({"chip": 5}, SpecError, "got 5"),
+    ({"cluster": ""}, SpecError, "a Cluster or the path of a TOML file, got ''"),
+    ({"cluster": 5}, SpecError, "a Cluster or the path of a TOML file, got 5"),
+    ({"cluster": Path("/nowhere/c.toml")}, SpecError, "there is no such file"),
+    ({"cluster": "ours.toml", "topology": ()}, SpecError, "a cluster is given, and topology"),
+    ({"topology": 5}, SpecError, "topology must be text such as .* got 5"),
+    ({"topology": ["a"]}, SpecError, "topology must be text such as .* got .'a'."),
+    ({"topology": [True, 4, 4]}, SpecError, "topology must be text"),
+    ({"topology": (0, 4, 4)}, SpecError, "topology must be text"),
+    ({"topology": {4, 8}}, SpecError, "topology must be text"),
+    ({"topology": (), "chips": 64}, SpecError, "has 0 axes"),
     ({"chips": 64, "topology": "8x8x8"}, SpecError, "64 chips are not whole slices"),
     ({"global_batch_tokens": 5000}, SpecError, "4096 or 8192"),
     ({"global_batch_tokens": float("nan")}, SpecError, "whole number"),
@@ -311,6 +357,13 @@ LIBRARY: list[tuple[dict[str, Any], type[AutoshardError], str]] = [
     ({"precision": "fp8"}, SpecError, "no fp8 peak"),
     ({"memory_limit": float("inf")}, SpecError, "not a size"),
     ({"memory_limit": "a lot"}, SpecError, "not a size"),
+    ({"memory_limit": [1]}, SpecError, r"\[1\] is not a size"),
+    ({"memory_limit": True}, SpecError, "True is not a size"),
+    ({"memory_limit": 10**400}, SpecError, "beyond any real size"),
+    ({"memory_limit": ["long"] * 99}, SpecError, r"\.\.\. is not a size"),
+    ({"recipe": 5}, SpecError, "recipe must be a Recipe, .* got 5"),
+    ({"recipe": {}}, SpecError, "recipe must be a Recipe, .* got {}"),
+    ({"precision": []}, SpecError, "precision must be one of"),
 ]
 
 
@@ -322,13 +375,25 @@ def test_the_library_raises_a_spec_error(
         build_problem(**{"model": "llama3-8b", **change})
 
 
+def _fail(value: int) -> bool:
+    raise ValueError("what went wrong")
+
+
 CALLS: list[tuple[Callable[[], object], type[AutoshardError], str]] = [
     (lambda: solve("llama3-8b", chips=64, where=pl.col("nope") > 1), UnknownName, "nope"),
     (lambda: solve("llama3-8b", chips=64, where=pl.col("tp").sum() > 1), SpecError, "one value"),
     (lambda: solve("llama3-8b", chips=64, where=7), SpecError, "polars expression"),  # type: ignore[arg-type]
-    (lambda: solve("llama3-8b", chips=64, points=True), SpecError, "points"),
-    (lambda: solve("llama3-8b", chips=64, gap=1.0), SpecError, "gap"),
     (lambda: solve("llama3-8b", chips=64, where=pl.col("tp") == 7), Infeasible, "no plan"),
+    (lambda: Cluster.build("v5p", chips=64), SpecError, "chip must be a Chip"),  # type: ignore[arg-type]
+    (lambda: Cluster.build(load_chip("v5p"), topology=5), SpecError, "lengths of a torus"),  # type: ignore[arg-type]
+    (lambda: Cluster.build(load_chip("v5p"), topology="4x4x4"), SpecError, "lengths of a torus"),  # type: ignore[arg-type]
+    (lambda: Cluster.build(load_chip("v5p"), chips=64, topology=()), SpecError, "has 0"),
+    (lambda: Cluster.build(load_chip("v5p"), chips=64, name=5), SpecError, "name must be text"),  # type: ignore[arg-type]
+    (lambda: Recipe(reshard=5), SpecError, "must list ZeRO stages .* got 5"),  # type: ignore[arg-type]
+    (lambda: Recipe(reshard=(True,)), SpecError, "must list ZeRO stages"),
+    (lambda: Recipe(param_bytes=10**400), SpecError, "finite"),
+    (lambda: load_cluster(5), SpecError, "got 5"),  # type: ignore[arg-type]
+    (lambda: explain(build_problem("llama3-8b"), tokens=1e30), SpecError, r"at most 2\*\*60"),
 ]
 
 
@@ -338,6 +403,58 @@ def test_solve_raises_what_the_command_prints(
 ) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({"points": True}, "points must be a whole number"),
+    ({"points": "3"}, "points must be a whole number"),
+    ({"gap": 1.0}, "gap must be at least 0 and below 1"),
+    ({"gap": "x"}, "gap must be at least 0 and below 1, .* got 'x'"),
+    ({"gap": None}, "gap must be .* got None"),
+    ({"gap": True}, "gap must be .* got True"),
+    ({"time_limit_s": "3"}, "time limit must be greater than zero seconds, .* got '3'"),
+    ({"time_limit_s": True}, "time limit must be .* got True"),
+    ({"time_limit_s": 0}, "time limit must be .* got 0"),
+    ({"progress": 5}, "progress must be a function or None, got 5"),
+    ({"constrain_master": 5}, "constrain_master must be a function or None, got 5"),
+    ({"constrain_stages": 5}, "constrain_stages must be a function or None, got 5"),
+    ({"costs": 5}, "costs must be the name of a cost profile or a Profile, got 5"),
+    ({"costs": None}, "costs must be .* got None"),
+    ({"costs": textbook().compute}, r"textbook\(\).replace\(model\) makes one"),
+    ({"where": 5}, "wants text or a polars expression, got 5"),
+    ({"where": pl.col("tp") > pl.lit(None)}, "neither true nor false"),
+    ({"where": pl.when(pl.col("tp") > 4).then(True)}, "neither true nor false .*tp = 1"),
+    # known to the probe of the constraint, and not to the search
+    ({"where": pl.when(pl.col("tp") < 8).then(True)}, "neither true nor false .*tp = 8"),
+    ({"where": pl.col("tp").map_elements(_fail, return_dtype=pl.Boolean)}, "what went wrong"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), SEARCHES)
+def test_a_search_that_cannot_be_asked_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        solve("llama3-8b", chips=64, **change)
+
+
+def test_a_profile_and_an_endless_time_limit_are_taken_and_a_wrong_size_is_not() -> None:
+    front = solve("llama3-8b", chips=64, points=1, costs=textbook(), time_limit_s=float("inf"))
+    assert front.complete
+    wrong: list[Any] = [[], True, "", "lots"]
+    for within in wrong:
+        with pytest.raises(SpecError, match="is not a size"):
+            front.fastest(within=within)
+
+
+@pytest.mark.parametrize("path", [None, 5, "", b"front.json", True])
+def test_what_is_no_path_of_a_front_is_refused(path: Any) -> None:
+    with pytest.raises(SpecError, match="a front is loaded from the path of its JSON file"):
+        ParetoFront.load(path)
+
+
+def test_large_numbers_are_written_for_people() -> None:
+    assert [said(n) for n in (9999, 10_000, -10_000)] == ["9999", "10,000", "-10,000"]
+    assert said(10**5000) == "2**16609 or so"
+    assert shown([10**5000]) == "a list"
 
 
 SAVED: list[tuple[Any, str]] = [

@@ -99,6 +99,26 @@ def test_memory_per_chip_counts_the_state_once_a_pod() -> None:
     assert each == pytest.approx(state / 8960 + saved / 71_680, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("model", "sequences", "size", "verdict"),
+    [
+        ("llama3-8b", 1000, {"chips": 64}, "leaves 14 of 64 chips idle: 1,000 sequences do not"),
+        ("llama3-8b", 32, {"chips": 64}, "leaves 32 of 64 chips idle unless sequences are split"),
+        # 4.06 TB of state over 4 chips of 96 GB
+        ("llama3-405b", 4, {"chips": 1024}, "does not fit: the state over 4 chips takes 1.015 TB"),
+        # dp divides 8,961 = 3 * 29 * 103, and is 1 on two pods
+        ("llama3-70b", 8961, {"pods": 2}, "leaves 14,933 of 17,920 chips idle"),
+        # 42 * 2 chips fit the batch, and 4.06 TB need at least 43 of 96 GB in a pod
+        ("llama3-405b", 84, {"topology": (4, 4, 4), "pods": 2}, "does not fit"),
+    ],
+)
+def test_what_data_parallelism_alone_can_use(
+    model: str, sequences: int, size: dict[str, Any], verdict: str
+) -> None:
+    asked = question(model, "v5p", tokens=sequences * 4096, **size)
+    assert f"data parallelism alone {verdict}" in said(explain(asked), "sequences")
+
+
 def test_405b_on_16384_h100_needs_pipeline_stages_at_4m_tokens() -> None:
     meta = told("llama3-405b", "h100", chips=16_384)
     assert said(meta, "FSDP alone") == "communication-bound by 9.7x: 256 < 2,475 tokens per chip"
@@ -195,8 +215,13 @@ def test_a_plan_is_judged_beside_the_best_split() -> None:
     took = found.row("days of the plan")
     assert took.value == pytest.approx(0.5 * 15e12 / 2**22 / 86_400)
     own = found.row("MFU of the plan")
-    assert own.value == pytest.approx(6 * 70_552_387_584 * 2**22 / (0.5 * 8192 * 4.59e14))
-    assert own.verdict == "over the 8,192 chips of the plan; 768 chips idle"
+    assert own.value == pytest.approx(
+        6 * (70_552_387_584 - 128_256 * 8192) * 2**22 / (0.5 * 8192 * 4.59e14)
+    )
+    assert own.verdict == (
+        "over the 8,192 chips of the plan, without the lookup of an untied embedding; "
+        "768 chips idle"
+    )
 
 
 def test_a_plan_across_pods_can_be_communication_bound_where_the_bound_is_not() -> None:
@@ -255,12 +280,13 @@ def test_json_is_versioned_and_plain() -> None:
         ({"mfu": "0.4"}, "mfu must be a number"),
         ({"tokens": -1}, "tokens must be finite"),
         ({"tokens": float("inf")}, "tokens must be finite"),
+        ({"tokens": 1e30}, "beyond any real training run"),
         ({"checkpoints": 0}, "checkpoints must be at least 1"),
         ({"checkpoints": 2.5}, "checkpoints must be a whole number"),
         ({"overlap": "none"}, "overlap must be one of max, sum"),
         ({"step_time_s": 1.0}, "needs the plan"),
         ({"step_time_s": -1.0, "plan": book_plan()}, "step_time_s must be finite"),
-        ({"plan": book_plan(tp=8, batch_split=2048)}, "uses 16384 chips"),
+        ({"plan": book_plan(tp=8, batch_split=2048)}, "uses 16,384 chips"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The front as an object, as tables and as pictures; sizes, constraints and idle chips."""
+"""The front as an object, as tables and as pictures; sizes and constraints."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from autoshard.catalog import load_chip, load_model
 from autoshard.columns import Column, fit, front_columns, said_once
 from autoshard.costmodels.candidates import COLUMNS, Candidates
-from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.plan import Plan
-from autoshard.costmodels.problem import Problem
-from autoshard.costmodels.workload import Workload
 from autoshard.front import FrontPoint, ParetoFront
-from autoshard.idle import factors, filling_batch, idle_notes
 from autoshard.plot import front_chart, front_table
 from autoshard.scatter import scatter
 from autoshard.sizes import format_bytes, format_seconds, parse_bytes, parse_count
@@ -181,6 +176,7 @@ def test_bottleneck_and_proof_in_words(front: ParetoFront) -> None:
     assert binding_words(point(1.0, 1.0, binding="hbm", binding_by="x")) == "HBM-bound (x)"
     assert proof_words(fast, 0.001) == "proven within 0.1 %"
     assert proof_words(fast, 0.0) == "proven optimal"
+    assert proof_words(fast, 0.0, complete=False) == "proven optimal for its memory"
     assert proof_words(small, 0.001) == "not proven: at most 20 % slower than the best"
 
 
@@ -363,40 +359,3 @@ def test_every_name_of_a_constraint_is_a_column() -> None:
     for name in NAMES:
         assert len(column(rows, name)) == 2
         assert compile_where(f"{name} >= 1")(rows).all()
-
-
-# Idle chips
-
-
-def question(chips: int, sequences: int, chip: str = "v5p") -> Problem:
-    return Problem(
-        model=load_model("llama3-8b"),
-        cluster=Cluster.build(load_chip(chip), chips=chips),
-        workload=Workload(global_batch_seqs=sequences),
-    )
-
-
-def test_a_plan_on_every_chip_has_no_note() -> None:
-    assert list(idle_notes(question(64, 64), plan(batch_split=16, tp=4), proven=True)) == []
-
-
-def test_idle_chips_and_the_batch_that_fills_them_are_named() -> None:
-    first, second = idle_notes(question(40, 64), plan(batch_split=8, tp=4), proven=True)
-    assert first.startswith("8 of 40 chips are idle")
-    assert "64 sequences (2^6)" in first
-    assert "40 = 2^3 * 5" in first
-    # Ten shards of tp = 4 fill 40 chips; the multiple of ten next to 64 is 60.
-    assert second.startswith("A batch of 60 sequences (245,760 tokens) would fill them: 10 batch")
-    assert filling_batch(question(40, 64), plan(batch_split=8, tp=4)) == (60, 10, 1)
-
-
-def test_no_batch_fills_what_the_plan_s_degrees_do_not_divide() -> None:
-    assert filling_batch(question(40, 64), plan(batch_split=2, tp=16)) is None
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(1, "1"), (2, "2"), (8960, "2^8 * 5 * 7"), (97, "97"), (49, "7^2"), (2 * 97, "2 * 97")],
-)
-def test_numbers_as_products_of_primes(number: int, words: str) -> None:
-    assert factors(number) == words

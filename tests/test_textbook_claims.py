@@ -112,7 +112,7 @@ FIGURES: dict[str, Callable[[], float]] = {
     "blog 17": lambda: applied.bound(applied.told(MIDDLE, 4), "data parallel between pods"),
     "blog 20": lambda: applied.value(applied.told(LARGE, 8), "attention"),
     "blog 26": lambda: applied.days(NOMINAL["405b"], 8),
-    "translation 1": lambda: MIDDLE.matmul_params,
+    "translation 1": lambda: MIDDLE.book_params,
     "translation 4": lambda: applied.total(4) / 1e12,
     "translation 5": lambda: applied.fewest(4),
     "translation 6": lambda: applied.fewer_chips(225) / 365,

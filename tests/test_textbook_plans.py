@@ -71,7 +71,7 @@ def test_a_70b_pod_leaves_768_chips_idle_and_says_which_batch_fills_them() -> No
     front = autoshard.solve("llama3-70b", pods=1, points=1)
     assert front.notes[0].startswith("768 of 8,960 chips are idle")
     assert "8,960 = 2^8 * 5 * 7" in front.notes[0]
-    assert "A batch of 1,120 sequences (4,587,520 tokens) would fill them" in front.notes[1]
+    assert "A batch of 1,120 sequences (4,587,520 tokens) could fill them" in front.notes[1]
 
 
 def test_the_batch_that_is_said_to_fill_a_pod_fills_it() -> None:
