@@ -67,7 +67,7 @@ def counts(model: Model) -> Figures:
         "ffw": model.mlp_params,
         "vocab": model.vocab_params,
         "attn": model.attention_params,
-        "total": model.matmul_params,
+        "total": model.book_params,
     }
 
 
@@ -137,7 +137,7 @@ def state() -> Figures:
     return {
         "params GB": RECIPE.param_bytes * NOMINAL["70b"] / 1e9,
         "optimizer GB": RECIPE.optimizer_bytes * NOMINAL["70b"] / 1e9,
-        "both, exact P, GB": book.state_bytes(MIDDLE.matmul_params, RECIPE) / 1e9,
+        "both, exact P, GB": book.state_bytes(MIDDLE.book_params, RECIPE) / 1e9,
     }
 
 
@@ -301,7 +301,7 @@ def flops_405b() -> Figures:
     return {
         "per token": value(eight, "FLOPs per token"),
         "per step 4M": value(eight, "FLOPs per step"),
-        "per step 16M": problem(LARGE, POD, seqs=4096).flops_per_step,
+        "per step 16M": book.training_flops(LARGE.book_params, 2**24),
         "15T": value(eight, "FLOPs in total"),
         "nominal 405e9": book.training_flops(NOMINAL["405b"], TOKENS),
     }
