@@ -26,13 +26,13 @@ SCHEMA = "autoshard.front/1"
 class FrontPoint:
     """One plan of the front, in SI units.
 
-    ``mfu`` is ``6 P T`` over the peak of the chips used (attention dot products not counted). No
-    plan of the space within ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the
-    relative distance to it and ``proven`` that it is within the gap asked for. ``binding`` is the
-    largest loss of the step, ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there
-    is none; ``binding_by`` says of what; ``comms_over_compute``
-    is the communication that holds the busiest network longest, over compute (recompute left out
-    of both).
+    ``mfu`` is ``6 P T`` over the peak of the chips used, ``P`` the parameters of matmuls: attention
+    dot products and the lookup of the input embedding are not counted. No plan of the space within
+    ``memory_bytes`` is faster than ``lower_bound_s``; ``gap`` is the relative distance to it and
+    ``proven`` that it is within the gap asked for. ``binding`` is the largest loss of the step,
+    ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there is none; ``binding_by``
+    says of what; ``comms_over_compute`` is the communication that holds the busiest network
+    longest, over compute (recompute left out of both).
     """
 
     plan: Plan
