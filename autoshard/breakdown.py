@@ -16,19 +16,24 @@ from autoshard.costmodels.profile import Profile
 WAITS = 1e-6
 #: Every other loss counts from this share of the step; below it, compute binds.
 COUNTS = 0.05
+#: The kind of flow that is no communication: the update of weights and moments in HBM.
+OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """Seconds of one step on the slowest stage; ``busy_s + once_s + idle_s`` is the step.
+    """Seconds of one step on the slowest stage.
+
+    ``busy_s + once_s + optimizer_s + idle_s`` is the step.
 
     ``compute_s`` includes ``recompute_s``; ``comms_s`` maps each kind of communication to its
     seconds, hidden or not. ``busy_s`` is what the passes take after overlap, with the sends between
-    stages; ``once_s`` is once-a-step communication that nothing hides; ``idle_s`` is the pipeline
-    bubble. ``hbm_s`` is the part of ``compute_s`` above the arithmetic peak. ``comms_over_compute``
-    is the communication that holds the busiest network longest, over compute, both without
-    recompute. ``binding`` is the largest loss, ``communication``, ``bubble`` or ``hbm``, or
-    ``compute`` where there is none; ``binding_by`` says of what.
+    stages; ``once_s`` is once-a-step communication that nothing hides, ``optimizer_s`` the update
+    after it; ``idle_s`` is the pipeline bubble. ``hbm_s`` is the part of ``compute_s`` in which
+    matmuls wait for memory. ``comms_over_compute`` is the communication that holds the busiest
+    network longest, over compute, both without recompute. ``binding`` is the largest loss,
+    ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there is none; ``binding_by``
+    says of what.
     """
 
     step_time_s: float
@@ -38,6 +43,7 @@ class Breakdown:
     comms_s: dict[str, float]
     busy_s: float
     once_s: float
+    optimizer_s: float
     idle_s: float
     comms_over_compute: float
     binding: str
@@ -95,22 +101,24 @@ def breakdown(
         return sum((flows[k, p] for k in kinds for p in during), none)
 
     def passes(compute_s: Column, comms_s: Column) -> Column:
-        """Seconds of a pass after overlap, per stage."""
-        longest: Column = (compute_s[:, None] * forms[:, 0] + comms_s @ forms[:, 1:].T).max(axis=1)
-        return longest
+        """Seconds of a pass under each overlap form, per stage ``[pp, j]``."""
+        return compute_s[:, None] * forms[:, 0] + comms_s @ forms[:, 1:].T
 
     ahead, back = held("forward"), held("backward", "recompute")
     plain, first, last = held("backward"), held("once_forward"), held("once_backward")
     send = float(comms.send_s[0])
-    stage_s = passes(forward, ahead) + passes(backward + again, back) + send
+    taken = passes(forward, ahead), passes(backward + again, back)
+    stage_s = sum(form.max(axis=1) for form in taken) + send
     # Beside a pass without recompute, as StageCosts has it.
-    exposed = passes(forward, ahead + first) - passes(forward, ahead)
-    exposed += passes(backward, plain + last) - passes(backward, plain)
+    exposed = passes(forward, ahead + first).max(axis=1) - taken[0].max(axis=1)
+    alone = passes(backward, plain).max(axis=1)
+    exposed += passes(backward, plain + last).max(axis=1) - alone
     once = int(exposed.argmax())
     slowest = int(stage_s.argmax())
     m = plan.microbatches
     seconds = {}
-    for kind in kinds:
+    networks = [kind for kind in kinds if kind != OPTIMIZER]
+    for kind in networks:
         each = sum(flows[kind, p][slowest].max(initial=0.0) for p in phases[:3]) * m
         more = sum(flows[kind, p][slowest].max(initial=0.0) for p in phases[3:])
         if each + more:
@@ -119,25 +127,37 @@ def breakdown(
         seconds["pp"] = send * m
     compute_s = float((forward + backward + again)[slowest]) * m
     busy_s = float(stage_s[slowest]) * m
-    once_s = max(float(exposed[once]), 0.0)
-    idle_s = max(step_time_s - busy_s - once_s, 0.0)
+    exposed_s = max(float(exposed[once]), 0.0)
+    update_s = sum(float(flows[k, p][once].sum()) for k in kinds for p in phases if k == OPTIMIZER)
+    optimizer_s = min(update_s, exposed_s)
+    once_s = exposed_s - optimizer_s
+    idle_s = max(step_time_s - busy_s - exposed_s, 0.0)
     layer_s, peak_s = float(compute.layer_forward_s[0]), float(compute.layer_peak_s[0])
     above = max(1.0 - peak_s / layer_s, 0.0) if layer_s else 0.0
     in_layers = compute.layer_forward_s[0] + compute.layer_backward_s[0]
     hbm_s = float(layers[slowest] * in_layers + again[slowest]) * m * above
 
-    # The busiest network: where it exceeds compute most in some pass, or comes closest to it.
+    # What passes wait for: the network with most weight in their longest form. Where none has any,
+    # the busiest: it comes closest to compute in some pass.
+    longest = [int(form[slowest].argmax()) for form in taken]
+    weighed = sum(
+        forms[j, 1:] * held_s[slowest] for j, held_s in zip(longest, (ahead, back), strict=True)
+    )
     excess = np.stack([ahead - forward[:, None], back - (backward + again)[:, None]])[:, slowest]
-    resource = int(np.unravel_index(excess.argmax(), excess.shape)[1]) if excess.size else 0
+    resource = int(np.argmax(weighed)) if len(weighed) else 0
+    if len(weighed) and not weighed[resource]:
+        resource = int(np.unravel_index(excess.argmax(), excess.shape)[1])
     kind = max(
-        kinds,
+        networks,
         key=lambda k: sum(flows[k, p][slowest, resource] for p in phases[:3]),
         default="",
     )
     held_s = sum(float(flows[kind, p][slowest, resource]) for p in phases[:2]) if kind else 0.0
     plain_s = float((forward + backward)[slowest])
     once_kind = max(
-        kinds, key=lambda k: sum(flows[k, p][once].max(initial=0.0) for p in phases[3:]), default=""
+        networks,
+        key=lambda k: sum(flows[k, p][once].max(initial=0.0) for p in phases[3:]),
+        default="",
     )
     network = comms.resources[resource] if comms.resources else ""
     waits = {
@@ -145,7 +165,13 @@ def breakdown(
         "pp sends between stages": send * m,
         f"{once_kind} once a step": once_s,
     }
-    binding, by = _largest_loss(plan, step_time_s, waits, bubble_s=idle_s, hbm_s=hbm_s)
+    others = {
+        ("bubble", _bubble_words(plan)): idle_s,
+        ("hbm", "loading weights and activations"): hbm_s,
+        ("hbm", "the optimizer's update once a step"): optimizer_s,
+    }
+    bound = any(not forms[j, 0] for j in longest)
+    binding, by = _largest_loss(step_time_s, waits, others, bound_by_network=bound)
     return Breakdown(
         step_time_s=step_time_s,
         compute_s=compute_s,
@@ -154,6 +180,7 @@ def breakdown(
         comms_s=seconds,
         busy_s=busy_s,
         once_s=once_s,
+        optimizer_s=optimizer_s,
         idle_s=idle_s,
         comms_over_compute=held_s / plain_s if plain_s else float("inf"),
         binding=binding,
@@ -162,22 +189,24 @@ def breakdown(
 
 
 def _largest_loss(
-    plan: Plan, step_time_s: float, waits: dict[str, float], *, bubble_s: float, hbm_s: float
+    step_time_s: float,
+    waits: dict[str, float],
+    others: dict[tuple[str, str], float],
+    *,
+    bound_by_network: bool,
 ) -> tuple[str, str]:
     """What loses most of the step, and of what; ``waits`` are the waits for communication.
 
-    The first of them is that of the passes: it counts however short it is.
+    The first of them is that of the passes: where a network bounds them, it counts however short.
     """
     comms_s, longest = sum(waits.values()), max(waits, key=lambda by: waits[by])
     in_passes = next(iter(waits.values()))
-    counts = in_passes > WAITS * step_time_s or comms_s > COUNTS * step_time_s
-    losses = (
-        (comms_s if counts else 0.0, "communication", longest),
-        (bubble_s if bubble_s > COUNTS * step_time_s else 0.0, "bubble", _bubble_words(plan)),
-        (hbm_s if hbm_s > COUNTS * step_time_s else 0.0, "hbm", "loading weights and activations"),
-    )
-    most_s, binding, by = max(losses, key=lambda loss: loss[0])
-    return (binding, by) if most_s else ("compute", "matmuls and attention at the chip's peak")
+    counts = bound_by_network and in_passes > WAITS * step_time_s
+    counts |= comms_s > COUNTS * step_time_s
+    losses = {("communication", longest): comms_s if counts else 0.0}
+    losses |= {loss: lost_s for loss, lost_s in others.items() if lost_s > COUNTS * step_time_s}
+    binding, by = max(losses, key=lambda loss: losses[loss])
+    return (binding, by) if losses[binding, by] else ("compute", "matmuls and attention")
 
 
 def _bubble_words(plan: Plan) -> str:

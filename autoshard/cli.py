@@ -66,7 +66,7 @@ def solve(**values: Any) -> None:
     check_file("--save", files["save"])
     check_file("--parquet", files["parquet"])
     check_chart(files["chart"])
-    profile = cost_profile(values["costs"], values["layer"], values["overlap"])
+    profile = cost_profile(values)
     front = _solve(values, profile, points=values["points"])
     written = [
         *write_file("--save", files["save"], front.save),
@@ -109,11 +109,11 @@ def explain(**values: Any) -> None:
     from autoshard.explain import explain as reason
     from autoshard.solving import build_problem
 
-    profile = cost_profile(values["costs"], values["layer"], values["overlap"])
+    profile = cost_profile(values)
     front = None if values["no_solve"] else _solve(values, profile, points=1)
     best = None if front is None else front.points[0]
     explanation = reason(
-        build_problem(values["model"], **problem_arguments(values)),
+        build_problem(values["model"], **problem_arguments(values, profile)),
         tokens=values["tokens"],
         mfu=values["mfu"],
         checkpoints=values["checkpoints"],
@@ -128,6 +128,117 @@ def explain(**values: Any) -> None:
     from autoshard.explain_report import explain_report
 
     click.echo(explain_report(explanation, front))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard validate
+  autoshard validate --measurements ours.csv --calibration ours.toml
+  autoshard validate --json > errors.json"""
+)
+@click.option(
+    "--measurements",
+    metavar="FILE",
+    help="Runs to judge: a CSV with columns of the built-in tables.  [default: these]",
+)
+@click.option(
+    "--costs",
+    default="calibrated",
+    show_default=True,
+    metavar="NAME",
+    help="What predicts: calibrated, priors (its constants unfitted) or textbook.",
+)
+@click.option("--calibration", metavar="FILE", help="Constants that `calibrate` has written.")
+@_JSON
+@click.option("--html", metavar="FILE", help="Write tables and charts as a page.")
+@_QUIET
+def validate(**values: Any) -> None:
+    """Hold predictions against measured runs that they have not seen."""
+    from autoshard.costmodels.calibration import load_calibration
+    from autoshard.outputs import write_file
+    from autoshard.validating import validate as judge
+
+    if values["html"] is not None:
+        from autoshard.validate_page import check_page
+
+        check_page(values["html"])
+    own = values["calibration"]
+    validation = judge(
+        values["measurements"],
+        calibration=None if own is None else load_calibration(own),
+        costs=values["costs"],
+    )
+    written = []
+    if values["html"] is not None:
+        from autoshard.validate_page import validation_page
+
+        page = validation_page(validation)
+        written = write_file(
+            "--html", values["html"], lambda path: path.write_text(page, encoding="utf-8")
+        )
+    from autoshard.validate_report import validation_dict, validation_report
+
+    if values["as_json"]:
+        import json
+
+        click.echo(json.dumps(validation_dict(validation), indent=2))
+    else:
+        click.echo(validation_report(validation))
+    if written and not values["quiet"]:
+        click.echo(f"wrote {', '.join(written)}", err=True)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard calibrate ours.csv --output ours.toml
+  autoshard calibrate ours.csv --json
+  autoshard calibrate --output all.toml"""
+)
+@click.argument("file", required=False)
+@click.option("--output", metavar="FILE", help="Write the constants here; without, only print.")
+@_JSON
+@_QUIET
+def calibrate(file: str | None, output: str | None, as_json: bool, quiet: bool) -> None:
+    """Fit the constants of the calibrated costs to measured runs.
+
+    FILE is a CSV with columns of the built-in tables; a few runs of one cluster will do. Without
+    it, all constants are fitted again to the runs that come with autoshard, which takes minutes.
+    """
+    from autoshard import calibrate_report, calibrating, calibrating_file
+    from autoshard.outputs import check_file, write_file
+    from autoshard.progress import Progress
+
+    check_file("--output", output)
+    warnings: tuple[str, ...] = ()
+    with Progress(quiet=quiet) as progress:
+        progress.tell("fitting")
+        if file is not None:
+            done = calibrating.calibrate(file)
+            text = "" if output is None else calibrating_file.own_toml(done, file)
+            warnings = done.warnings
+            told = calibrate_report.calibrated_dict(done, output) if as_json else None
+            said = "" if as_json else calibrate_report.calibrated_report(done)
+        else:
+            made = calibrating.calibrate_built_in(tell=progress.tell)
+            text = "" if output is None else calibrating_file.shipped_toml(made)
+            told = calibrate_report.shipped_dict(made, output) if as_json else None
+            said = "" if as_json else calibrate_report.shipped_report(made)
+    written = write_file("--output", output, lambda to: to.write_text(text, encoding="utf-8"))
+    if as_json:
+        import json
+
+        said = json.dumps(told, indent=2)
+    click.echo(said)
+    if quiet:
+        return
+    for warning in warnings:
+        say("warning", warning)
+    click.echo(
+        f"wrote {', '.join(written)}" if written else "nothing written; --output FILE writes it",
+        err=True,
+    )
 
 
 @main.command()
@@ -171,7 +282,7 @@ def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.Pa
     with Progress(quiet=values["quiet"]) as progress:
         front = find(
             values["model"],
-            **problem_arguments(values),
+            **problem_arguments(values, profile),
             costs=profile,
             where=values["where"],
             points=points,

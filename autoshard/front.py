@@ -45,6 +45,7 @@ class FrontPoint:
     lower_bound_s: float
     gap: float
     proven: bool
+    interval_s: tuple[float, float] | None = None
     breakdown: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class FrontPoint:
             "remat": plan["remat"],
             "chips_used": plan["chips_used"],
             **{name: getattr(self, name) for name in POINT_FIELDS},
+            "interval_s": None if self.interval_s is None else list(self.interval_s),
             "breakdown": dict(self.breakdown),
         }
 
@@ -202,16 +204,26 @@ def _point(data: Mapping[str, Any]) -> FrontPoint:
             raise TypeError(f"{name} = {data[name]!r}")
     return FrontPoint(
         plan=Plan.from_dict(data["plan"]),
+        interval_s=_interval(data.get("interval_s")),
         breakdown=data.get("breakdown", {}),
         **{name: data[name] for name in POINT_FIELDS},
     )
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = (float(number) for number in value)
+    return low, high
 
 
 def flat_row(point: FrontPoint) -> dict[str, Any]:
     """One point as a flat row: numbers as they are, stages and layout as JSON text."""
     plan = point.plan.to_dict()
     nested = {k: json.dumps(plan.pop(k)) for k in ("layers_per_stage", "remat", "layout")}
-    return {**{name: getattr(point, name) for name in POINT_FIELDS}, **plan, **nested}
+    low, high = point.interval_s or (None, None)
+    values = {name: getattr(point, name) for name in POINT_FIELDS}
+    return {**values, "interval_low_s": low, "interval_high_s": high, **plan, **nested}
 
 
 def breakdown_dict(value: Any) -> dict[str, Any]:

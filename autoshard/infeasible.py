@@ -18,7 +18,7 @@ from autoshard.sizes import format_bytes
 def why_infeasible(problem: Problem, profile: Profile, options: Options, where: str | None) -> str:
     """One or two sentences: what no plan satisfies, and what would work."""
     model, cluster = problem.model, problem.cluster
-    table, _ = expand(problem, meshes(problem))
+    table, _ = expand(problem, meshes(problem), virtual=profile.virtual)
     if options.keep is not None and not options.keep(table).any():
         return f"no plan satisfies --where {where!r}; {_values(table, where or '')}."
     if options.constrain_master is not None or options.constrain_stages is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -106,6 +107,22 @@ _OPTIONS = (
         help="Cost profile (see `autoshard models --costs`).  [default: textbook]",
     ),
     click.option(
+        "--stack",
+        metavar="NAME",
+        help="Software stack of the calibrated costs: megatron, torchtitan, maxtext, ...",
+    ),
+    click.option(
+        "--calibration",
+        metavar="FILE",
+        help="Constants of your own cluster, as `autoshard calibrate` wrote them.",
+    ),
+    click.option(
+        "--schedule",
+        metavar="NAME",
+        help="Pipeline schedule: 1f1b (interleaved where vpp > 1), gpipe or zero-bubble.  "
+        "[default: 1f1b, or the stack's]",
+    ),
+    click.option(
         "--layer",
         type=click.Choice(LAYERS),
         help="Layer of the textbook profile: all of it, or the book's two-matrix MLP.",
@@ -117,10 +134,8 @@ _OPTIONS = (
     ),
     click.option(
         "--reshard",
-        default="3",
-        show_default=True,
         metavar="LIST",
-        help="ZeRO stages that plans may use, such as 2,3.",
+        help="ZeRO stages that plans may use, such as 2,3.  [default: 3, or the stack's]",
     ),
     click.option(
         "--where",
@@ -147,34 +162,54 @@ _OPTIONS = (
 )
 
 
-def problem_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+def problem_arguments(values: Mapping[str, Any], profile: Profile | None = None) -> dict[str, Any]:
     """Arguments of :func:`autoshard.build_problem` from a command's options, but for the model."""
-    return {name: values[name] for name in PROBLEM} | {"recipe": _recipe(values["reshard"])}
+    stored = None if profile is None else profile.recipe
+    recipe = _recipe(values["reshard"], stored)
+    return {name: values[name] for name in PROBLEM} | {"recipe": recipe}
 
 
-def cost_profile(costs: str | None, layer: str | None, overlap: str | None) -> Profile:
-    """The cost profile that the options name.
+def cost_profile(values: Mapping[str, Any]) -> Profile:
+    """The cost profile that a command's options name, under the schedule that they name.
 
     Raises:
-        SpecError: ``--layer`` or ``--overlap`` with a profile that has neither.
+        SpecError: ``--layer`` or ``--overlap`` with a profile that has neither, or a schedule that
+            it does not run.
     """
-    from autoshard.costmodels.textbook import textbook
-    from autoshard.solving import load_profile
+    from autoshard.costmodels.schedules import scheduled
 
-    if costs is None or costs == "textbook":
+    profile, schedule = _named_profile(values), values["schedule"]
+    return profile if schedule is None else scheduled(profile, schedule)
+
+
+def _named_profile(values: Mapping[str, Any]) -> Profile:
+    from autoshard.costmodels.textbook import textbook
+    from autoshard.solving import build_problem, load_profile
+
+    costs, stack, calibration = values["costs"], values["stack"], values["calibration"]
+    layer, overlap = values["layer"], values["overlap"]
+    if costs in (None, "textbook") and stack is None and calibration is None:
         return textbook(layer=layer or LAYERS[0], overlap=overlap or OVERLAPS[0])
     for name, value in (("--layer", layer), ("--overlap", overlap)):
         if value is not None:
-            raise SpecError(f"{name} belongs to the textbook profile; leave it out with {costs!r}.")
-    return load_profile(costs)
+            said = "calibrated" if costs is None else costs
+            raise SpecError(f"{name} belongs to the textbook profile; leave it out with {said!r}.")
+    kind = "gpu"
+    if costs in (None, "calibrated") and stack is None:
+        kind = build_problem(values["model"], **problem_arguments(values)).cluster.chip.kind
+    return load_profile(costs, stack, calibration, kind)
 
 
-def _recipe(reshard: str) -> Recipe:
+def _recipe(reshard: str | None, stored: Recipe | None) -> Recipe | None:
     from autoshard.costmodels.recipe import Recipe
+
+    if reshard is None:
+        return stored
 
     words = [word.strip() for word in reshard.split(",")]
     if not all(word in ("1", "2", "3") for word in words):
         raise SpecError(
             f"--reshard lists ZeRO stages out of 1, 2, 3, such as 2,3; got {reshard!r}."
         )
-    return Recipe(reshard=tuple(sorted({int(word) for word in words}, reverse=True)))
+    stages = tuple(sorted({int(word) for word in words}, reverse=True))
+    return replace(stored or Recipe(), reshard=stages)

@@ -21,11 +21,13 @@ from autoshard.words import (
     chips_words,
     count_words,
     days_words,
+    interval_words,
     microbatch_words,
     percent,
     plan_words,
     proof_words,
     remat_words,
+    schedule_words,
     training_days,
 )
 
@@ -76,7 +78,7 @@ def front_report(front: ParetoFront, *, tokens: float, assumptions: str) -> str:
     if picture:
         parts += [Text(), Text("\n".join(picture), no_wrap=True)]
     parts += [Text(), *(_hanging(note, "- ") for note in front.notes)]
-    last = (search_line(front), f"Costs: {assumptions}.")
+    last = (search_line(front), f"Costs: {assumptions}.{schedule_words(front)}")
     parts += [_hanging(line, style="dim") for line in last]
     return render(*parts, width=width)
 
@@ -88,8 +90,8 @@ def headline(front: ParetoFront, tokens: float) -> Group:
     first = Text.assemble(
         ("Fastest: ", "bold"),
         (f"{format_seconds(best.step_time_s)} a step", "bold green"),
-        f", {format_bytes(best.memory_bytes)}/chip, MFU {best.mfu * 100:.1f} %, "
-        f"{days} days for {count_words(tokens)} tokens",
+        f"{interval_words(best)}, {format_bytes(best.memory_bytes)}/chip, "
+        f"MFU {best.mfu * 100:.1f} %, {days} days for {count_words(tokens)} tokens",
     )
     return Group(first, *(_hanging(line, "  ") for line in plan_lines(front, best)))
 
@@ -173,6 +175,7 @@ def part_lines(point: FrontPoint) -> list[RenderableType]:
         ("recompute (remat)", parts["recompute_s"]),
         ("communication not hidden", max(busy_s - compute_s, 0.0)),
         ("communication once a step", parts.get("once_s", 0.0)),
+        ("optimizer once a step", parts.get("optimizer_s", 0.0)),
         ("pipeline bubble", parts["idle_s"]),
     ]
     rows = [row for row in rows if row[1] > 1e-9 * step_s]

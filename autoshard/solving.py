@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from autoshard.breakdown import breakdown
 from autoshard.costmodels.checks import LARGEST_COUNT, shown
@@ -14,8 +16,9 @@ from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.model import Model
 from autoshard.costmodels.problem import Problem
-from autoshard.costmodels.profile import CostModel, Profile
+from autoshard.costmodels.profile import CostModel, Evidence, Profile
 from autoshard.costmodels.recipe import Recipe
+from autoshard.costmodels.schedules import schedule_name, scheduled
 from autoshard.costmodels.workload import DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, Workload
 from autoshard.front import FrontPoint, ParetoFront, breakdown_dict
 from autoshard.idle import idle_notes
@@ -105,7 +108,10 @@ def solve(
     precision: str = "bf16",
     memory_limit: str | float | None = None,
     recipe: Recipe | None = None,
-    costs: str | Profile = "textbook",
+    costs: str | Profile | None = None,
+    stack: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    schedule: str | None = None,
     where: str | pl.Expr | None = None,
     points: int = 12,
     gap: float = 1e-3,
@@ -129,8 +135,13 @@ def solve(
         seq_len: tokens of one sequence.
         precision: ``bf16``, ``fp8`` or ``int8``; the chip must have that peak.
         memory_limit: what a plan may use on one chip, ``"72GiB"`` or bytes (default: all HBM).
-        recipe: bytes per parameter, gradient and optimizer state; allowed ``reshard``.
-        costs: the name of a cost profile, or a :class:`Profile`.
+        recipe: bytes per parameter, gradient and optimizer state; allowed ``reshard`` (default:
+            the profile's own, or the book's).
+        costs: the name of a cost profile, or a :class:`Profile` (default ``textbook``).
+        stack: the software stack whose calibrated profile answers, such as ``megatron``.
+        calibration: a file that ``autoshard calibrate`` wrote, for that profile.
+        schedule: the pipeline schedule, ``1f1b`` (interleaved where ``vpp > 1``), ``gpipe`` or
+            ``zero-bubble`` (default: ``1f1b``, or what the stack runs).
         where: a constraint on plans, text (``"tp <= 8 and pp * vpp <= 32"``) or a polars
         expression.
         points: how many points the front shows at most; 0 for every point there is.
@@ -159,7 +170,11 @@ def solve(
         memory_limit=memory_limit,
         recipe=recipe,
     )
-    profile = load_profile(costs)
+    profile = load_profile(costs, stack, calibration, problem.cluster.chip.kind)
+    if schedule is not None:
+        profile = scheduled(profile, schedule)
+    if recipe is None and profile.recipe is not None:
+        problem = replace(problem, recipe=profile.recipe)
     options = _options(
         where=where,
         points=points,
@@ -184,12 +199,48 @@ def solve(
     return _front(problem, profile, options, result, None if where is None else str(where))
 
 
-def load_profile(costs: str | Profile) -> Profile:
-    """A profile by name, or the one given."""
-    from autoshard.costmodels.registry import profile_by_name
+def load_profile(
+    costs: str | Profile | None = None,
+    stack: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    chip_kind: str = "gpu",
+) -> Profile:
+    """A profile by name, or the one given; ``stack`` names that of the calibrated profile.
 
-    if isinstance(costs, str):
-        return profile_by_name(costs)
+    ``calibration`` is the file of constants that it reads; ``chip_kind`` chooses the stack where
+    nobody does. Nothing named is the textbook's.
+
+    Raises:
+        SpecError: the three contradict each other, or one of them is wrong.
+    """
+    from autoshard.costmodels.registry import profile_by_name
+    from autoshard.costmodels.stack import default_stack, stack_by_name
+
+    for name, given in (("stack", stack), ("calibration", calibration)):
+        if given is None:
+            continue
+        if not isinstance(given, str if name == "stack" else (str, os.PathLike)) or not given:
+            wants = "the name of a stack" if name == "stack" else "the path of a file"
+            raise SpecError(f"{name} must be {wants}, got {shown(given)}.")
+        named = costs is None or costs == "calibrated"
+        own = name == "calibration" and isinstance(costs, str) and costs.startswith("calibrated/")
+        if not named and not own:
+            raise SpecError(
+                f"{name} = {shown(given)} belongs to the calibrated costs, not to {shown(costs)}; "
+                "leave out one."
+            )
+    if stack is not None:
+        costs = f"calibrated/{stack_by_name(stack).name}"
+    if calibration is not None:
+        from autoshard.costmodels.calibrated import calibrated
+        from autoshard.costmodels.calibration import load_calibration
+
+        of = default_stack(chip_kind).name
+        if isinstance(costs, str) and costs != "calibrated":
+            of = costs.removeprefix("calibrated/")
+        return calibrated(of, load_calibration(calibration))
+    if costs is None or isinstance(costs, str):
+        return profile_by_name("textbook" if costs is None else costs, chip_kind)
     if not isinstance(costs, Profile):
         hint = "; textbook().replace(model) makes one" if isinstance(costs, CostModel) else ""
         raise SpecError(
@@ -233,6 +284,9 @@ def _front(
     """Judge every point again, say where its time goes, and dress the answer."""
     started = time.monotonic()
     points = []
+    rows = np.array([point.row for point in result.points])
+    evidence = profile.evidence(problem, result.rows.candidates.take(rows))
+    factors = evidence.interval
     for point in result.points:
         row = result.rows.candidates.take(slice(point.row, point.row + 1))
         step_s, memory = judge(problem, profile, point.plan, int(row.layout[0]))
@@ -263,6 +317,7 @@ def _front(
                 lower_bound_s=min(point.lower_bound_s, step_s),
                 gap=max(step_s / point.lower_bound_s - 1.0, 0.0),
                 proven=point.proven,
+                interval_s=None if factors is None else (step_s * factors[0], step_s * factors[1]),
                 breakdown=breakdown_dict(parts),
             )
         )
@@ -287,8 +342,34 @@ def _front(
                 step_time_s=points[0].step_time_s,
                 keep=options.keep,
             )
-        ),
+        )
+        + tuple(_evidence_notes(evidence, points)),
     )
+
+
+def _evidence_notes(evidence: Evidence, points: Sequence[FrontPoint]) -> Iterator[str]:
+    """Which plans the costs cannot tell apart, where constants are from, and what is guessed."""
+    if evidence.interval is not None:
+        _, high = evidence.interval
+        error = high - 1.0
+        near = sum(p.step_time_s <= points[0].step_time_s * (1.0 + error) for p in points)
+        if near > 1:
+            yield (
+                f"The first {near} plans lie within the error of the cost models "
+                f"({error * 100:.3g} % for four of five runs like these): measure before choosing "
+                "between them by time."
+            )
+    yield from evidence.notes
+    if evidence.guessed:
+        yield f"Guessed, because no published run fixes them: {_some(evidence.guessed)}."
+    if evidence.unmeasured:
+        yield f"Outside of what was measured, in the fastest plan: {_some(evidence.unmeasured)}."
+
+
+def _some(words: Sequence[str], most: int = 2) -> str:
+    """The first few, and how many more there are."""
+    more = len(words) - most
+    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[str, Any]:
@@ -297,8 +378,10 @@ def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[
     chip = asdict(cluster.chip)
     chip.pop("sources")
     chip["pod_axes"] = list(cluster.chip.pod_axes)
-    costs: dict[str, Any] = {"profile": profile.name}
+    costs: dict[str, Any] = {"profile": profile.name, "schedule": schedule_name(profile)}
     costs |= {model.role: model.name for model in profile.models}
+    if profile.origin:
+        costs["calibration"] = dict(profile.origin)
     costs["options"] = {model.role: _options_of(model) for model in profile.models}
     return {
         "model": asdict(problem.model),

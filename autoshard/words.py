@@ -5,6 +5,7 @@ from __future__ import annotations
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.remat import TEXTBOOK_LADDER
 from autoshard.front import FrontPoint, ParetoFront
+from autoshard.sizes import format_seconds
 
 DAY_S = 86_400.0
 GIB = float(2**30)
@@ -29,6 +30,13 @@ def microbatch_words(plan: Plan) -> str:
     many = "" if plan.microbatches == 1 else "es"
     sequences = "sequence" if plan.micro_batch_size == 1 else "sequences"
     return f"{plan.microbatches:,} microbatch{many} of {plan.micro_batch_size:,} {sequences}"
+
+
+def schedule_words(front: ParetoFront) -> str:
+    """`` Pipeline schedule: 1f1b.`` where a plan of the front has a pipeline."""
+    name = front.problem.get("costs", {}).get("schedule")
+    piped = any(point.plan.pp > 1 for point in front.points)
+    return f" Pipeline schedule: {name}." if piped and name else ""
 
 
 def remat_words(plan: Plan) -> str:
@@ -105,6 +113,14 @@ def proof_words(point: FrontPoint, gap: float, *, complete: bool = True) -> str:
         words = f"proven within {percent(gap)}" if gap else "proven optimal"
         return words if complete else f"{words} for its memory"
     return f"not proven: at most {percent(point.gap)} slower than the best"
+
+
+def interval_words(point: FrontPoint) -> str:
+    """`` (4 of 5 measured: 4.9 to 5.8 s)``; nothing where the error of the costs is not known."""
+    if point.interval_s is None:
+        return ""
+    low, high = (format_seconds(seconds) for seconds in point.interval_s)
+    return f" (4 of 5 runs measure {low} to {high})"
 
 
 def chips_words(plan: Plan, chips: int) -> str:

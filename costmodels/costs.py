@@ -28,9 +28,9 @@ Phase = Literal["forward", "backward", "recompute", "once_forward", "once_backwa
 class ComputeCost:
     """Seconds of arithmetic for one microbatch on one chip.
 
-    ``recompute_s`` has shape ``[n, r]``, all others ``[n]``. ``layer_peak_s`` is what the forward
-    FLOPs of a layer would take at the chip's peak: where it falls short of ``layer_forward_s``,
-    memory binds.
+    ``recompute_s`` has shape ``[n, r]``, all others ``[n]``. ``layer_peak_s`` is what a layer's
+    forward pass would take if its matmuls never waited for memory: where it falls short of
+    ``layer_forward_s``, memory binds.
     """
 
     layer_forward_s: Column

@@ -22,8 +22,9 @@ from autoshard.costmodels.costs import (
     check_column,
     check_columns,
 )
-from autoshard.costmodels.errors import CostModelError
+from autoshard.costmodels.errors import CostModelError, SpecError
 from autoshard.costmodels.problem import Problem
+from autoshard.costmodels.recipe import Recipe
 from autoshard.costmodels.remat import Rung
 
 ROLES = ("compute", "comms", "overlap", "memory", "pipeline")
@@ -92,7 +93,12 @@ class MemoryModel(CostModel, Protocol):
 
 
 class PipelineModel(CostModel, Protocol):
-    """Step time from stage times, and microbatches in flight at each stage."""
+    """Step time from stage times, and microbatches in flight at each stage.
+
+    More microbatches or virtual stages never make the bubble a larger share of the step: the search
+    relies on it. ``virtual = False`` says that there are no virtual stages, ``remat = False`` that
+    a stage of several holds every tensor of a microbatch, whatever rung it runs.
+    """
 
     def __call__(self, candidates: Candidates) -> PipelineCost:
         """Price every candidate."""
@@ -154,8 +160,36 @@ def _map_columns(function: Callable[..., Column], *parts: StageCosts) -> StageCo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """How well measurements support a profile's answer to a problem.
+
+    ``interval`` are the factors on a predicted step time between which four of five measured ones
+    lie; None where nobody has measured. ``guessed`` says in words what no measured run fixes, with
+    the value that was taken and its source; ``unmeasured`` which matmuls and messages of the first
+    plan are outside of those that were measured; ``notes`` are sentences on where constants are
+    from.
+    """
+
+    interval: tuple[float, float] | None = None
+    guessed: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _no_evidence(_: Problem, __: Candidates) -> Evidence:
+    """The evidence for a profile that was never held against runs."""
+    return Evidence()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A named set of one cost model per role, and the remat ladder they share."""
+    """A named set of one cost model per role, and the remat ladder they share.
+
+    ``recipe`` is how state is stored where a problem does not say; ``evidence`` says how well the
+    plans that answer a problem are supported by measurements; ``origin`` is where constants are
+    from, as plain values; ``schedules`` names the pipeline schedules
+    that its software stack runs, none where it is of no stack; ``chips`` the kinds of chip.
+    """
 
     name: str
     compute: ComputeModel
@@ -164,12 +198,22 @@ class Profile:
     memory: MemoryModel
     pipeline: PipelineModel
     ladder: tuple[Rung, ...]
+    recipe: Recipe | None = None
+    evidence: Callable[[Problem, Candidates], Evidence] = _no_evidence
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: str = ""
+    schedules: tuple[str, ...] = ()
+    chips: tuple[str, ...] = ("gpu", "tpu")
 
     @property
     def models(self) -> tuple[CostModel, ...]:
         """The five cost models, in the order of :data:`ROLES`."""
         return (self.compute, self.comms, self.overlap, self.memory, self.pipeline)
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the schedule has virtual stages; a pipeline model that does not say has."""
+        return getattr(self.pipeline, "virtual", True)
 
     def replace(self, *models: Any, name: str | None = None) -> Profile:
         """This profile with each given model in the place of its role.
@@ -189,11 +233,18 @@ class Profile:
         return dataclasses.replace(self, name=label, **changed)
 
     def check_covers(self, problem: Problem) -> None:
-        """Refuse a model whose cost a cost model does not know.
+        """Refuse a model whose cost a cost model does not know, and a chip of another kind.
 
         Raises:
             CostModelError: names the cost model and what it lacks.
+            SpecError: the chip is of a kind that the profile is not for.
         """
+        chip = problem.cluster.chip
+        if chip.kind not in self.chips:
+            raise SpecError(
+                f"the costs {self.name!r} are for {' and '.join(self.chips)}, and {chip.name} is a "
+                f"{chip.kind}; the calibrated costs have a stack for each kind."
+            )
         kind = "experts" if problem.model.n_experts > 1 else "dense"
         for model in self.models:
             if kind not in model.covers:
@@ -211,6 +262,10 @@ class Profile:
         """
         compute, comms = self.price_parts(problem, candidates)
         memory = self.memory(problem, candidates, self.ladder)
+        if not getattr(self.pipeline, "remat", True):
+            everything = memory.saved_bytes.max(axis=1, keepdims=True)
+            saved = np.where(candidates.pp[:, None] > 1, everything, memory.saved_bytes)
+            memory = dataclasses.replace(memory, saved_bytes=saved)
         pipeline = self.pipeline(candidates)
         n, rungs = len(candidates), len(self.ladder)
         check_columns(

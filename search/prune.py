@@ -203,20 +203,29 @@ def _mesh_floors(
     busy_s = np.concatenate(busy) * (1.0 - bounds.SLACK)
     return MeshFloors(
         busy_s=busy_s,
-        least_s=busy_s * _least_bubble(table, layers),
+        least_s=busy_s * _least_bubble(profile, table, layers),
         memory_bytes=np.concatenate(memory) * (1.0 - bounds.SLACK),
     )
 
 
-def _least_bubble(table: Candidates, n_layers: int) -> Column:
+def _least_bubble(profile: Profile, table: Candidates, n_layers: int) -> Column:
     """The factor by which the smallest pipeline bubble stretches a step, ``[n]``."""
-    chunks_of = np.ones(int(table.pp.max(initial=1)) + 1)
-    for pp in np.unique(table.pp):
+    chunks_of = np.ones(int(table.pp.max(initial=1)) + 1, dtype=np.int64)
+    for pp in np.unique(table.pp) if profile.virtual else ():
         chunks_of[pp] = virtual_stages(n_layers, int(pp))[-1]
     microbatches = table.micro_batch_size * table.microbatches
-    chunk = np.where(microbatches >= table.pp, chunks_of[table.pp], 1.0)
-    factor: Column = 1.0 + (table.pp - 1) / (microbatches * chunk)
-    return factor
+    chunk = np.where(microbatches >= table.pp, chunks_of[table.pp], 1)
+    return _bubble(profile, table.replace(microbatches=microbatches, vpp=chunk))
+
+
+def _bubble(profile: Profile, candidates: Candidates) -> Column:
+    """The factor by which its bubble stretches a step of equal stages, ``[n]``.
+
+    Uneven stages take longer: the slowest is no faster than their mean.
+    """
+    weights = profile.pipeline(candidates)
+    times: Column = weights.max_weight + candidates.pp * weights.sum_weight
+    return times / candidates.microbatches
 
 
 def _scouts(time_s: Column, memory: Column) -> NDArray[np.intp]:
@@ -251,13 +260,13 @@ class Pricing:
         """Price each mesh with its microbatches; keep the rows that no plan of ``stairs`` beats."""
         capacity, tally, gap = float(self.problem.capacity_bytes), self.tally, self.gap
         with tally.timed("space"):
-            candidates, mesh = expand(self.problem, table)
+            candidates, mesh = expand(self.problem, table, virtual=self.profile.virtual)
         if self.keep is not None:
             wanted = np.nonzero(self.keep(candidates))[0]
             candidates, mesh = candidates.take(wanted), mesh[wanted]
         if stairs is not None and floors is not None:
-            bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
-            floor_s, floor_bytes = floors.busy_s[mesh] * bubble, floors.memory_bytes[mesh]
+            floor_s = floors.busy_s[mesh] * _bubble(self.profile, candidates)
+            floor_bytes = floors.memory_bytes[mesh]
             # The most promising first: what they cost shortens the rest.
             order = np.argsort(floor_s, kind="stable")
             order = order[stairs.alive(floor_s[order], floor_bytes[order], gap)]
@@ -305,7 +314,7 @@ def least_memory(problem: Problem, profile: Profile, keep: Keep | None) -> float
         batch = order[start : start + SCOUTS]
         if floor[batch[0]] >= least:
             break
-        candidates, _ = expand(problem, table.take(batch))
+        candidates, _ = expand(problem, table.take(batch), virtual=profile.virtual)
         if keep is not None:
             candidates = candidates.take(keep(candidates))
         for piece in chunks(candidates):

@@ -137,8 +137,13 @@ def _with_layouts(problem: Problem, table: Candidates) -> Candidates:
     return Candidates.concatenate(parts)
 
 
-def expand(problem: Problem, table: Candidates) -> tuple[Candidates, NDArray[np.intp]]:
-    """Each mesh with its legal microbatches and virtual stages, and which mesh each row is."""
+def expand(
+    problem: Problem, table: Candidates, *, virtual: bool = True
+) -> tuple[Candidates, NDArray[np.intp]]:
+    """Each mesh with its legal microbatches and virtual stages, and which mesh each row is.
+
+    ``virtual`` says whether the schedule has virtual stages.
+    """
     per_shard = table.micro_batch_size * table.microbatches
     rows, microbatches = [np.zeros(0, dtype=np.intp)], [np.zeros(0, dtype=np.int64)]
     for sequences in np.unique(per_shard).tolist():
@@ -148,18 +153,18 @@ def expand(problem: Problem, table: Candidates) -> tuple[Candidates, NDArray[np.
             microbatches.append(np.full(len(picked), number, dtype=np.int64))
     row, count = np.concatenate(rows), np.concatenate(microbatches)
     pp = table.pp[row]
-    interleaves = (pp > 1) & (count % pp == 0)
-    rows, microbatches, virtual = [row], [count], [np.ones_like(count)]
+    interleaves = (pp > 1) & (count % pp == 0) & virtual
+    rows, microbatches, chunks = [row], [count], [np.ones_like(count)]
     for stages in np.unique(pp[interleaves]).tolist():
         picked = np.nonzero(interleaves & (pp == stages))[0]
         for vpp in virtual_stages(problem.model.n_layers, stages):
             if vpp > 1:
                 rows.append(row[picked])
                 microbatches.append(count[picked])
-                virtual.append(np.full(len(picked), vpp, dtype=np.int64))
+                chunks.append(np.full(len(picked), vpp, dtype=np.int64))
     row, count = np.concatenate(rows), np.concatenate(microbatches)
     expanded = table.take(row).replace(
-        vpp=np.concatenate(virtual), microbatches=count, micro_batch_size=per_shard[row] // count
+        vpp=np.concatenate(chunks), microbatches=count, micro_batch_size=per_shard[row] // count
     )
     return expanded, row
 

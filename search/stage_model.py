@@ -98,11 +98,14 @@ class StageModel:
             if more.any():
                 model.add(exposed >= tied(more))
         model.add(sum(layers) == stage.n_layers)
-        # Times vpp, the weights m - 1/v and 1/v are whole; other schedules' are made fine enough.
+        # Times vpp, the weights m - 1/v and 1/v are whole, and times 3 most of a zero bubble's;
+        # where no small scale does that, they are made fine enough.
         weights = (stage.max_weight, stage.sum_weight)
-        scale = stage.vpp
-        if any(abs(w * scale - round(w * scale)) > 1e-9 for w in weights):
-            scale *= 2**10
+        scales = (stage.vpp * times for times in range(1, 2**10))
+        scale = next(
+            (k for k in scales if all(abs(w * k - round(w * k)) <= 1e-9 for w in weights)),
+            stage.vpp * 2**10,
+        )
         whole = [int(np.ceil(w * scale - 1e-9)) for w in weights]
         self.scale = scale
         step = whole[0] * slowest + whole[1] * sum(times) + scale * exposed

@@ -10,8 +10,9 @@ from random_costs import DiceTable, dice_tables
 
 from autoshard.costmodels.candidates import COLUMNS
 from autoshard.costmodels.costs import Column
+from autoshard.costmodels.schedules import SCHEDULES, scheduled
 from autoshard.search import bounds
-from autoshard.search.prune import Staircase, _mesh_floors
+from autoshard.search.prune import Staircase, _bubble, _mesh_floors
 from autoshard.search.rows import Rows, price_rows
 from autoshard.search.space import expand, meshes
 from autoshard.search.stagewise import smallest_bytes
@@ -163,16 +164,18 @@ def test_textbook_rows_lie_between_their_bounds(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_the_floors_of_a_mesh_are_below_those_of_each_row_it_expands_to(seed: int) -> None:
+    """Under any schedule: those with a smaller bubble than 1F1B's included."""
     instance = small_instance(seed)
-    problem, profile = instance.problem, instance.profile
+    problem = instance.problem
+    profile = scheduled(instance.profile, list(SCHEDULES)[seed % len(SCHEDULES)])
     table = meshes(problem)
     floors = _mesh_floors(problem, profile, table)
-    candidates, mesh = expand(problem, table)
+    candidates, mesh = expand(problem, table, virtual=profile.virtual)
     rows = price_rows(problem, profile, candidates)
     assert len(table)
     assert set(mesh.tolist()) == set(range(len(table)))
     time_s, memory = bounds.time_floor_s(rows), bounds.memory_floor_bytes(rows)
-    bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
+    bubble = _bubble(profile, candidates)
     assert (floors.least_s[mesh] <= time_s * (1.0 + NOISE)).all()
     assert (floors.busy_s[mesh] * bubble <= time_s * (1.0 + NOISE)).all()
     assert (floors.memory_bytes[mesh] <= memory * (1.0 + NOISE)).all()

@@ -40,6 +40,7 @@ POINT = {
     "lower_bound_s": float,
     "gap": float,
     "proven": bool,
+    "interval_s": type(None),
     "breakdown": dict,
 }
 TOP = {
@@ -214,6 +215,7 @@ def test_options_reach_the_problem() -> None:
         "solve", "--model", "llama3-8b", "--chip", "h100", "--chips", "16", "--precision", "fp8",
         "--global-batch-tokens", "1Mi", "--seq-len", "8192", "--memory-limit", "40GiB",
         "--where", "tp == 2", "--reshard", "2,3", "--gap", "1%", "--points", "1", "--json",
+        "--schedule", "gpipe",
     )  # fmt: skip
     data = json.loads(result.stdout)
     problem = data["problem"]
@@ -227,6 +229,7 @@ def test_options_reach_the_problem() -> None:
     assert problem["capacity_bytes"] == 40 * 2**30
     assert problem["recipe"]["reshard"] == [3, 2]
     assert problem["where"] == "tp == 2"
+    assert problem["costs"]["schedule"] == "gpipe"
     assert data["fastest"]["plan"]["tp"] == 2
     assert data["search"]["gap"] == 0.01
 
@@ -358,8 +361,11 @@ def test_a_real_process_survives_closed_pipes_full_disks_and_ctrl_c() -> None:
     os.close(reader)
     closed = start("clusters", "--json", stdout=writer)
     os.close(writer)
+    started = time.monotonic()
+    start("--version").communicate(timeout=60)
     interrupted = start("solve", "--model", "llama3-405b", "--pods", "8")
-    time.sleep(0.6)
+    # Past the import of the package, where Python itself answers Ctrl-C.
+    time.sleep(2 * (time.monotonic() - started) + 0.2)
     interrupted.send_signal(signal.SIGINT)
     for process, statuses in ((closed, {0}), (interrupted, {0, 130})):
         _, said = process.communicate(timeout=60)

@@ -1,10 +1,14 @@
-"""The code in the documents and the notebooks runs."""
+"""The code in the documents and the notebooks runs, and their figures are what it prints."""
 
+import functools
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+from autoshard.validate_report import validation_report
+from autoshard.validating import Validation, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,44 @@ def test_every_python_block_of_a_document_runs(
     for code in found:
         exec(compile(code, name, "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.strip()
+
+
+def printed(name: str) -> list[tuple[str, str]]:
+    """The costs and the text of each block that is marked as printed by ``autoshard validate``."""
+    mark = r"^<!-- printed by autoshard validate(?: --costs (\w+))? -->\n```text\n(.*?)^```"
+    found = re.findall(mark, (ROOT / name).read_text(), flags=re.S | re.M)
+    return [(costs or "calibrated", text) for costs, text in found]
+
+
+@functools.cache
+def judged(costs: str) -> Validation:
+    """The built-in runs, judged once for all documents."""
+    return validate(costs=costs)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/accuracy.md"])
+def test_the_figures_of_a_document_are_those_that_validate_prints(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paste the command's output where this fails; ``...`` stands for lines left out."""
+    monkeypatch.setenv("COLUMNS", "120")  # narrower terminals wrap cells
+    found = printed(name)
+    assert found
+    reports = {costs: validation_report(judged(costs)) for costs in dict(found)}
+    # Notes wrap at the width of the terminal.
+    known = {costs: " ".join(report.split()) for costs, report in reports.items()}
+    for costs, text in found:
+        lines = [" ".join(line.split()) for line in text.splitlines() if line != "..."]
+        assert [line for line in lines if line not in known[costs]] == []
+
+
+def test_the_decomposition_of_the_error_prints_what_its_document_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "docs/accuracy.md"
+    (code,) = blocks(name)
+    exec(compile(code, name, "exec"), {"__name__": "example"})
+    assert f"```text\n{capsys.readouterr().out}```" in (ROOT / name).read_text()
 
 
 def test_the_cost_model_of_the_guide_slows_the_textbook_by_its_efficiency() -> None:

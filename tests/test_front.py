@@ -47,7 +47,7 @@ def point(step_time_s: float, gib: float, **changes: Any) -> FrontPoint:
         "memory_bytes": gib * GIB,
         "mfu": 0.5 / step_time_s,
         "binding": "compute",
-        "binding_by": "matmuls and attention at the chip's peak",
+        "binding_by": "matmuls and attention",
         "comms_over_compute": 0.5,
         "lower_bound_s": step_time_s,
         "gap": 0.0,

@@ -1,24 +1,39 @@
-"""The pipeline formula and its memory, against a simulation of the schedules."""
+"""The pipeline formulas and their memory, against a simulation of the schedules."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import brute_front, pareto, small_instance
 
+from autoshard.costmodels.calibrated import calibrated
 from autoshard.costmodels.candidates import COLUMNS, Candidates
+from autoshard.costmodels.errors import CostModelError, SpecError, UnknownName
+from autoshard.costmodels.profile import PipelineModel
+from autoshard.costmodels.schedules import SCHEDULES, GPipe, ZeroBubble, scheduled
+from autoshard.costmodels.stack import STACKS
+from autoshard.costmodels.textbook import textbook
 from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
+from autoshard.front import ParetoFront
+from autoshard.report import front_report
+from autoshard.search.front import Options, solve_front
+from autoshard.solving import solve
 
-Pass = Literal["forward", "backward"]
+Pass = Literal["forward", "backward", "weights"]
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One pass of one microbatch through one chunk of a stage's layers."""
+class Operation(NamedTuple):
+    """One pass of one microbatch through one chunk of a stage's layers.
+
+    Where there are ``weights`` passes, ``backward`` ones make input gradients only.
+    """
 
     kind: Pass
     microbatch: int
@@ -33,8 +48,12 @@ class Simulated:
     in_flight: list[float]
 
 
-def order_of(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
-    """One stage's operations in Megatron-LM's order: warm-up, one forward one backward, the rest.
+#: What one stage does, in its order: of stage, pp, vpp and microbatches.
+Order = Callable[[int, int, int, int], list[Operation]]
+
+
+def megatron(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
+    """Megatron-LM's order of (interleaved) 1F1B: warm-up, one forward one backward, the rest.
 
     Interleaved, microbatches go through chunk 0 in a round of ``pp``, then through chunk 1, and
     so on; backward passes take the chunks in reverse.
@@ -60,21 +79,49 @@ def order_of(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation
     return order + backward[len(steps) - warm_up :]
 
 
-def simulate(
-    forward_s: list[float], backward_s: list[float], vpp: int, microbatches: int
-) -> Simulated:
-    """Run the schedule: an operation starts when its stage is free and its input has come.
+def all_forward_all_backward(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
+    """GPipe's order; every microbatch goes through one chunk before any goes through the next.
 
-    ``forward_s[s]`` and ``backward_s[s]`` are seconds of a whole stage, a chunk takes its share.
+    Without a pipeline, gradient accumulation: each goes back before the next goes forward.
     """
-    pp = len(forward_s)
-    orders = [order_of(s, pp, vpp, microbatches) for s in range(pp)]
-    ended: dict[tuple[int, Operation], float] = {}
-    free, position = [0.0] * pp, [0] * pp
-    held, most = [0] * pp, [0] * pp
+    if pp == 1:
+        return megatron(stage, pp, vpp, microbatches)
+    chunks, batch = range(vpp), range(microbatches)
+    forward = [Operation("forward", k, c) for c in chunks for k in batch]
+    return forward + [Operation("backward", k, c) for c in reversed(chunks) for k in batch]
+
+
+def zb_h1(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
+    """1F1B with each weight pass ``stage`` microbatches after its backward pass."""
+    order: list[Operation] = []
+    for do in megatron(stage, pp, vpp, microbatches):
+        order.append(do)
+        if do.kind == "backward" and do.microbatch >= stage:
+            order.append(Operation("weights", do.microbatch - stage, 0))
+    left = range(max(microbatches - stage, 0), microbatches)
+    return order + [Operation("weights", k, 0) for k in left]
+
+
+@functools.cache
+def dependencies(
+    order: Order, pp: int, vpp: int, microbatches: int
+) -> tuple[list[tuple[int, Pass, int]], list[float]]:
+    """Every operation of a step as its stage, its pass and the place of what it waits for.
+
+    Places are those in the list, -1 where there is nothing to wait for; an operation comes after
+    what it waits for and after its stage's earlier ones. Second, what each stage holds at most: a
+    microbatch from its forward pass to the end of its last one.
+    """
+    orders = [order(s, pp, vpp, microbatches) for s in range(pp)]
+    last = orders[0][-1].kind
+    steps: list[tuple[int, Pass, int]] = []
+    place: dict[tuple[int, Operation], int] = {}
+    position, held, most = [0] * pp, [0] * pp, [0] * pp
 
     def needed(stage: int, do: Operation) -> tuple[int, Operation] | None:
         """The stage and operation whose result an operation waits for."""
+        if do.kind == "weights":
+            return stage, Operation("backward", do.microbatch, do.chunk)
         if do.kind == "forward":
             if stage > 0:
                 return stage - 1, do
@@ -90,37 +137,66 @@ def simulate(
     while any(position[s] < len(orders[s]) for s in range(pp)):
         moved = False
         for stage in range(pp):
-            while position[stage] < len(orders[stage]):
-                do = orders[stage][position[stage]]
+            for do in orders[stage][position[stage] :]:
                 source = needed(stage, do)
-                if source is not None and source not in ended:
+                if source is not None and source not in place:
                     break
-                start = max(free[stage], ended[source] if source is not None else 0.0)
-                seconds = forward_s[stage] if do.kind == "forward" else backward_s[stage]
-                free[stage] = ended[stage, do] = start + seconds / vpp
+                place[stage, do] = len(steps)
+                steps.append((stage, do.kind, -1 if source is None else place[source]))
                 # A stage runs in order, so what it holds does not depend on the others' times.
-                held[stage] += 1 if do.kind == "forward" else -1
+                held[stage] += (do.kind == "forward") - (do.kind == last)
                 most[stage] = max(most[stage], held[stage])
                 position[stage] += 1
                 moved = True
         assert moved, "the schedule is stuck"
     assert held == [0] * pp
-    return Simulated(step_s=max(free), in_flight=[count / vpp for count in most])
+    return steps, [count / vpp for count in most]
 
 
-def formula_s(stage_s: list[float], vpp: int, microbatches: int) -> float:
+def simulate(
+    forward_s: Sequence[float],
+    backward_s: Sequence[float],
+    vpp: int,
+    microbatches: int,
+    *,
+    order: Order = megatron,
+    weights_s: Sequence[float] = (),
+) -> Simulated:
+    """Run the schedule: an operation starts when its stage is free and its input has come.
+
+    ``forward_s[s]`` and so on are seconds of a whole stage, a chunk takes its share.
+    """
+    pp = len(forward_s)
+    seconds = {"forward": forward_s, "backward": backward_s, "weights": weights_s}
+    steps, in_flight = dependencies(order, pp, vpp, microbatches)
+    free = [0.0] * pp
+    ended: list[float] = []
+    for stage, kind, source in steps:
+        start = max(free[stage], ended[source] if source >= 0 else 0.0)
+        free[stage] = start + seconds[kind][stage] / vpp
+        ended.append(free[stage])
+    return Simulated(step_s=max(free), in_flight=in_flight)
+
+
+def columns(pp: int, vpp: int, microbatches: int) -> Candidates:
+    """One candidate with that pipeline."""
+    table = {name: np.ones(1, dtype=np.int64) for name in COLUMNS}
+    known = {"pp": pp, "vpp": vpp, "microbatches": microbatches}
+    return Candidates(**table | {name: np.array([value]) for name, value in known.items()})
+
+
+def formula_s(
+    stage_s: Sequence[float],
+    vpp: int,
+    microbatches: int,
+    model: PipelineModel = OneForwardOneBackward(),  # noqa: B008
+) -> float:
     """What the cost model says a step takes."""
-    columns = {name: np.ones(1, dtype=np.int64) for name in COLUMNS}
-    columns |= {
-        "pp": np.array([len(stage_s)]),
-        "vpp": np.array([vpp]),
-        "microbatches": np.array([microbatches]),
-    }
-    weights = OneForwardOneBackward()(Candidates(**columns))
+    weights = model(columns(len(stage_s), vpp, microbatches))
     return float(weights.max_weight[0] * max(stage_s) + weights.sum_weight[0] * sum(stage_s))
 
 
-SCHEDULES = [
+SHAPES = [
     (pp, vpp, microbatches)
     for pp in (1, 2, 3, 4, 8)
     for vpp in ((1, 2, 3, 5) if pp > 1 else (1,))
@@ -128,7 +204,7 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize(("pp", "vpp", "microbatches"), SCHEDULES)
+@pytest.mark.parametrize(("pp", "vpp", "microbatches"), SHAPES)
 def test_a_step_of_equal_stages_takes_what_the_formula_says(
     pp: int, vpp: int, microbatches: int
 ) -> None:
@@ -136,7 +212,7 @@ def test_a_step_of_equal_stages_takes_what_the_formula_says(
     assert simulated.step_s == pytest.approx(formula_s([3.0] * pp, vpp, microbatches), rel=1e-12)
 
 
-@pytest.mark.parametrize(("pp", "vpp", "microbatches"), SCHEDULES)
+@pytest.mark.parametrize(("pp", "vpp", "microbatches"), SHAPES)
 def test_a_stage_holds_as_many_microbatches_as_the_formula_says(
     pp: int, vpp: int, microbatches: int
 ) -> None:
@@ -222,3 +298,203 @@ def test_for_uneven_stages_the_formula_is_off_by_no_more_than_this(
     assert lowest - 1e-9 <= min(ratios)
     assert max(ratios) <= highest
     assert 1.0 <= np.mean(ratios) <= 1.0 + 0.3 * (highest - 1.0)
+
+
+# GPipe, and its circular form
+
+
+@pytest.mark.parametrize(("pp", "vpp", "microbatches"), SHAPES)
+def test_gpipe_takes_and_holds_what_its_model_says(pp: int, vpp: int, microbatches: int) -> None:
+    simulated = simulate([1.0] * pp, [2.0] * pp, vpp, microbatches, order=all_forward_all_backward)
+    said_s = formula_s([3.0] * pp, vpp, microbatches, GPipe())
+    assert simulated.step_s == pytest.approx(said_s, rel=1e-12)
+    assert GPipe().in_flight(pp, vpp, microbatches).tolist() == simulated.in_flight
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(uneven(), st.integers(1, 3), st.integers(1, 32))
+def test_gpipe_is_too_fast_by_what_its_slowest_passes_lose(
+    stages: tuple[list[float], list[float]], vpp: int, microbatches: int
+) -> None:
+    """All of the error: ``(m - 1/v) (max F + max B - max(F + B))``, at most a sixth of the step."""
+    forward, backward = stages
+    if vpp > 1:
+        microbatches = len(forward) * (1 + microbatches % 3)
+    total = [f + b for f, b in zip(forward, backward, strict=True)]
+    simulated = simulate(forward, backward, vpp, microbatches, order=all_forward_all_backward)
+    said_s = formula_s(total, vpp, microbatches, GPipe())
+    lost_s = (microbatches - 1 / vpp) * (max(forward) + max(backward) - max(total))
+    assert simulated.step_s == pytest.approx(said_s + lost_s, rel=1e-12)
+    assert said_s >= simulated.step_s * (1.0 - 1 / 6 - 1e-12)
+
+
+# ZB-H1
+
+
+def zero_bubble_s(passes: Sequence[Sequence[float]], microbatches: int) -> float:
+    """The simulated step of stages with these forward, backward and weight passes."""
+    forward, backward, weights = passes
+    return simulate(forward, backward, 1, microbatches, order=zb_h1, weights_s=weights).step_s
+
+
+def said_s(
+    passes: Sequence[Sequence[float]], microbatches: int, weight_share: float = 1.0 / 3.0
+) -> float:
+    """What the cost model says of it."""
+    total = [sum(stage) for stage in zip(*passes, strict=True)]
+    return formula_s(total, 1, microbatches, ZeroBubble(weight_share=weight_share))
+
+
+PIPELINES = [(pp, m) for pp in (1, 2, 3, 4, 8) for m in (1, 2, 3, 5, 7, 8, 16)]
+
+
+@pytest.mark.parametrize(("pp", "microbatches"), PIPELINES)
+def test_a_zero_bubble_takes_and_holds_what_its_model_says(pp: int, microbatches: int) -> None:
+    ones = [1.0] * pp
+    simulated = simulate(ones, ones, 1, microbatches, order=zb_h1, weights_s=ones)
+    assert simulated.step_s == pytest.approx(said_s([ones] * 3, microbatches), rel=1e-12)
+    assert ZeroBubble().in_flight(pp, 1, microbatches).tolist() == simulated.in_flight
+
+
+@pytest.mark.parametrize("microbatches", [4, 8, 32])
+def test_a_zero_bubble_is_a_third_of_1f1b_s_at_the_same_peak(microbatches: int) -> None:
+    """Qi et al., table 2: ``(p - 1) (F + B - W)`` and ``p`` microbatches at the first stage."""
+    busy = 3.0 * microbatches
+    plain = formula_s([3.0] * 4, 1, microbatches)
+    assert said_s([[1.0] * 4] * 3, microbatches) - busy == pytest.approx((plain - busy) / 3)
+    held = ZeroBubble().in_flight(4, 1, microbatches)
+    assert held.max() == OneForwardOneBackward().in_flight(4, 1, microbatches).max() == 4.0
+
+
+ratios_of_passes = st.tuples(st.integers(4, 16), st.integers(4, 16), st.integers(0, 16))
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(ratios_of_passes, st.integers(1, 8), st.integers(1, 32))
+def test_with_the_right_share_a_zero_bubble_of_equal_stages_is_exact(
+    lengths: tuple[int, int, int], pp: int, microbatches: int
+) -> None:
+    """Recompute included, which is part of ``B``; while ``W`` is no longer than the others."""
+    forward, backward, weights = lengths
+    weights = min(lengths)
+    passes = [[float(length)] * pp for length in (forward, backward, weights)]
+    share = weights / (forward + backward + weights)
+    said = said_s(passes, microbatches, share)
+    assert zero_bubble_s(passes, microbatches) == pytest.approx(said, rel=1e-12)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(ratios_of_passes, st.integers(1, 8), st.integers(1, 32))
+def test_a_third_is_too_fast_by_no_more_than_the_share_says(
+    lengths: tuple[int, int, int], pp: int, microbatches: int
+) -> None:
+    """At most ``(1/3 - w) / (1 - w)`` of the step: a ninth for block remat, ``w = 1/4``.
+
+    ``w`` is the share of ``W``, or of a shorter pass, where there is one.
+    """
+    passes = [[float(length)] * pp for length in lengths]
+    share = min(lengths) / sum(lengths)
+    most = (1 / 3 - share) / (1 - share)
+    simulated_s = zero_bubble_s(passes, microbatches)
+    assert said_s(passes, microbatches) >= simulated_s * (1.0 - most - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alike", "spread", "lowest", "highest"),
+    [
+        (True, 0.1, 0.99, 1.05),
+        (True, 1.0, 0.95, 1.3),
+        (False, 0.1, 0.96, 1.05),
+        (False, 1.0, 0.8, 1.35),
+    ],
+)
+def test_for_uneven_stages_a_zero_bubble_is_off_by_no_more_than_this(
+    alike: bool, spread: float, lowest: float, highest: float
+) -> None:
+    """On 400 pipelines, half of them of only short and long passes, which are the worst."""
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        pp, microbatches = int(rng.integers(2, 9)), int(rng.integers(1, 33))
+        drawn = rng.uniform(size=(1 if alike else 3, pp))
+        drawn = np.round(drawn) if number % 2 else drawn
+        passes = np.broadcast_to(1.0 + spread * drawn, (3, pp)).tolist()
+        ratio = said_s(passes, microbatches) / zero_bubble_s(passes, microbatches)
+        assert lowest <= ratio <= highest
+
+
+@pytest.mark.parametrize(("spread", "lowest"), [(0.1, 0.96), (1.0, 0.8)])
+def test_the_worst_stages_found_for_a_zero_bubble_are_within_its_bounds(
+    spread: float, lowest: float
+) -> None:
+    """Short and long passes of 7 stages, by a hill climb: a late weight pass holds up the step."""
+    forward = [1.0 + spread] * 7
+    backward = [1.0] * 6 + [1.0 + spread]
+    weights = [1.0] * 5 + [1.0 + spread, 1.0]
+    passes = [forward, backward, weights]
+    ratio = said_s(passes, 6) / zero_bubble_s(passes, 6)
+    assert lowest <= ratio <= lowest + 0.02
+
+
+def test_a_zero_bubble_has_no_virtual_stages() -> None:
+    with pytest.raises(CostModelError, match="no virtual stages"):
+        ZeroBubble()(columns(4, 2, 8))
+
+
+# The choice of a schedule
+
+
+@pytest.mark.parametrize("seed", [2, 4, 10, 11, 14, 17, 22, 24])
+@pytest.mark.parametrize("name", ["gpipe", "zero-bubble"])
+def test_the_search_under_a_schedule_finds_the_front_of_brute_force(name: str, seed: int) -> None:
+    instance = small_instance(seed)
+    profile = scheduled(instance.profile, name)
+    front = brute_front(instance.problem, profile, lambda mesh: name == "gpipe" or mesh["vpp"] == 1)
+    points = solve_front(instance.problem, profile, Options(points=0, gap=0.0)).points
+    assert any(point.plan.pp > 1 for point in points)
+    found = [(point.step_time_s, point.memory_bytes) for point in points]
+    np.testing.assert_allclose(found, pareto(front, 1e-7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_an_answer_says_under_which_schedule(name: str) -> None:
+    where = "pp >= 4 and tp = 1"
+    front = solve("llama3-8b", chips=64, schedule=name, where=where, points=2)
+    again = ParetoFront.from_dict(front.to_dict())
+    assert again.problem["costs"]["schedule"] == name
+    assert front_report(again, tokens=1e12, assumptions="x").endswith(f"schedule: {name}.")
+    for point in front.points:
+        assert point.proven
+        assert point.plan.vpp == 1 or name != "zero-bubble"
+        kept = {rung for stage in point.plan.remat for rung in stage}
+        assert kept == {"save_all"} or name != "zero-bubble"
+
+
+def test_a_zero_bubble_leaves_remat_to_plans_without_a_pipeline() -> None:
+    front = solve("llama3-8b", chips=64, schedule="zero-bubble", where="pp = 1", points=2)
+    assert set(front.points[-1].plan.remat[0]) != {"save_all"}
+
+
+def test_a_stack_has_its_own_schedule_and_refuses_what_it_cannot_run() -> None:
+    for name, stack in STACKS.items():
+        profile = calibrated(name)
+        assert isinstance(profile.pipeline, type(SCHEDULES[stack.schedules[0]]()))
+        for schedule in SCHEDULES:
+            if schedule in stack.schedules:
+                assert isinstance(
+                    scheduled(profile, schedule).pipeline, type(SCHEDULES[schedule]())
+                )
+            else:
+                with pytest.raises(SpecError, match=f"{name} does not run .* {stack.schedules[0]}"):
+                    scheduled(profile, schedule)
+
+
+def test_a_pipeline_model_of_someone_else_is_not_replaced_by_name() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Theirs(GPipe):
+        name: str = "theirs"
+
+    profile = textbook().replace(Theirs())
+    with pytest.raises(SpecError, match="would replace 'theirs'"):
+        scheduled(profile, "1f1b")
+    with pytest.raises(UnknownName, match="unknown schedule"):
+        scheduled(textbook(), ["gpipe"])  # type: ignore[arg-type]
