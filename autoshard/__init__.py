@@ -51,10 +51,12 @@ _HOMES = {
     "Recipe": "costmodels.recipe",
     "SpecError": "costmodels.errors",
     "UnknownName": "costmodels.errors",
+    "WhyNot": "reasons",
     "Workload": "costmodels.workload",
     "build_problem": "solving",
     "solve": "solving",
     "textbook": "costmodels.textbook",
+    "why_not": "reasons",
 }
 
 __all__ = [
@@ -71,10 +73,12 @@ __all__ = [
     "Recipe",
     "SpecError",
     "UnknownName",
+    "WhyNot",
     "Workload",
     "build_problem",
     "solve",
     "textbook",
+    "why_not",
 ]
 
 

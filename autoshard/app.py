@@ -4,7 +4,8 @@
 1    a bug in autoshard (AUTOSHARD_TRACEBACK=1 shows where)
 2    bad input, or a file that cannot be read or written
 3    infeasible: the question is sound and no plan satisfies it
-130  Ctrl-C before the first plan
+130  Ctrl-C before the first plan; later, the plans found so far are the answer
+143  the same for SIGTERM
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import click
 
-BUG, BAD_INPUT, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
+BUG, BAD_INPUT, INFEASIBLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 
 class App(click.Group):
@@ -51,7 +54,7 @@ class App(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, with its failures turned into messages and statuses."""
-        with _failures():
+        with _termination() as terminated, _failures(terminated):
             super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()  # a full disk or a closed pipe must show here, not at exit
@@ -72,7 +75,26 @@ def say(kind: str, message: str) -> None:
 
 
 @contextlib.contextmanager
-def _failures() -> Iterator[None]:
+def _termination() -> Iterator[list[int]]:
+    """SIGTERM ends a search as Ctrl-C does; the list says whether it came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _failures(terminated: list[int]) -> Iterator[None]:
     from autoshard.costmodels.errors import AutoshardError, Infeasible
 
     try:
@@ -84,7 +106,8 @@ def _failures() -> Iterator[None]:
     except AutoshardError as error:
         raise Failed(str(error), BAD_INPUT) from None
     except (KeyboardInterrupt, click.Abort):
-        raise Failed("interrupted before the first plan was found.", INTERRUPTED) from None
+        status = TERMINATED if terminated else INTERRUPTED
+        raise Failed("interrupted before the first plan was found.", status) from None
     except BrokenPipeError:  # the reader has seen enough, as in `autoshard solve ... | head`
         _drop_stdout()
         raise click.exceptions.Exit(0) from None

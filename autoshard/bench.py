@@ -21,7 +21,7 @@ from autoshard.costmodels.stack import Stack
 from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
 from autoshard.runs import Run
 from autoshard.search.bounds import uniform_plans
-from autoshard.search.rows import Rows
+from autoshard.search.rows import InFlight, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,7 @@ class Group:
             candidates=self.candidates,
             costs=costs,
             n_layers=0,
-            in_flight_first=zero,
-            in_flight_second=zero,
-            in_flight_last=zero,
-            capacity_share=zero,
+            in_flight=InFlight(first=zero, second=zero, last=zero, capacity_share=zero),
         )
         seconds, _ = uniform_plans(rows, self.n_layers)
         step_s: Column = (self.shares * np.where(self.shares > 0, seconds, 0.0)).sum(axis=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -215,3 +217,16 @@ def _bubble_words(plan: Plan) -> str:
     stages = f"{plan.pp}{virtual} stage{'' if plan.pp == 1 else 's'}"
     many = "" if plan.microbatches == 1 else "es"
     return f"pipeline bubble of {stages} and {plan.microbatches:,} microbatch{many}"
+
+
+def step_parts(parts: Mapping[str, Any]) -> dict[str, float]:
+    """The parts of a step in words, from a breakdown's plain values; they add up to the step."""
+    busy_s, compute_s = parts["busy_s"], parts["compute_s"]
+    return {
+        "compute": compute_s - parts["recompute_s"],
+        "recompute (remat)": parts["recompute_s"],
+        "communication not hidden": max(busy_s - compute_s, 0.0),
+        "communication once a step": parts.get("once_s", 0.0),
+        "optimizer once a step": parts.get("optimizer_s", 0.0),
+        "pipeline bubble": parts["idle_s"],
+    }

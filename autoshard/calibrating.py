@@ -20,6 +20,7 @@ from autoshard.costmodels.calibration import Calibration, shipped_calibration
 from autoshard.costmodels.constants import Fitted, Prior, prior
 from autoshard.costmodels.costs import Column
 from autoshard.costmodels.errors import SpecError
+from autoshard.costmodels.legality import UNRESTRICTED
 from autoshard.fitting import Fit, fit
 from autoshard.intervals import intervals
 from autoshard.runs import Excluded, Run, load_runs
@@ -257,6 +258,11 @@ def _shares(errors: Mapping[str, float]) -> dict[str, float]:
     return {"rows": float(len(shares)), "median": median, "p90": p90}
 
 
+def sendable(run: Run) -> Run:
+    """A run for another process: without the rules of its stack, which are functions."""
+    return dataclasses.replace(run, stack=dataclasses.replace(run.stack, legality=UNRESTRICTED))
+
+
 def _each(jobs: list[list[Run]], tell: Tell, workers: int) -> list[Fitted]:
     """Fit each job, several at a time."""
     many = workers or os.cpu_count() or 1
@@ -271,9 +277,10 @@ def _each(jobs: list[list[Run]], tell: Tell, workers: int) -> list[Fitted]:
 
     # Threads of NumPy and polars do not survive a fork.
     context = multiprocessing.get_context("spawn")
+    sent = [[sendable(run) for run in job] for job in jobs]
     with ProcessPoolExecutor(max_workers=many, mp_context=context) as pool:
         found = []
-        for k, fitted in enumerate(pool.map(_fitted_without, jobs), start=1):
+        for k, fitted in enumerate(pool.map(_fitted_without, sent), start=1):
             found.append(fitted)
             tell(f"fitted without source {k} of {len(jobs)}")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import autoshard
-from autoshard.app import App, say
+from autoshard.app import INTERRUPTED, App, Failed, say
 from autoshard.options import Ratio, cost_profile, problem_arguments, problem_options
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -29,7 +29,7 @@ Examples:
   autoshard solve --model ./config.json --cluster ours.toml --chart front.html
   autoshard explain --model llama3-70b --pods 1
 
-Exit status: 0 solved, 2 bad input, 3 infeasible, 130 interrupted.""",
+Exit status: 0 solved, 2 bad input, 3 infeasible, 130 interrupted, 143 terminated.""",
 )
 @click.version_option(autoshard.__version__, prog_name="autoshard", message="%(prog)s %(version)s")
 @click.pass_context
@@ -44,21 +44,42 @@ def main(context: click.Context) -> None:
 Examples:
   autoshard solve --model llama3-70b --pods 1
   autoshard solve --model llama3-8b --chip h100 --chips 64 --memory-limit 72GiB --where "tp <= 8"
+  autoshard solve --model llama3-8b --chips 64 --where "mfu > 0.9 and memory_gib < 3" --fix tp=4
+  autoshard solve --model llama3-70b --pods 1 --front time,memory,chips
   autoshard solve --model llama3-70b --topology 8x8x8 --points 0 --csv > front.csv""",
 )
 @problem_options
 @click.option(
     "--points", type=int, default=12, show_default=True, help="Plans to show at most; 0 for all."
 )
+@click.option(
+    "--front",
+    default="time,memory",
+    show_default=True,
+    metavar="LIST",
+    help="What the front trades: time and any of memory, chips.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the documented JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the front as CSV.")
 @click.option("--parquet", metavar="FILE", help="Write the front as Parquet.")
 @click.option("--save", metavar="FILE", help="Write the JSON, for ParetoFront.load.")
 @click.option("--chart", metavar="FILE", help="Draw the front: .html, .svg or .png.")
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    help="Write what excludes every other mesh, point by point: .parquet or .json.",
+)
 @_QUIET
 def solve(**values: Any) -> None:
-    """The proven Pareto front of step time against memory per chip."""
-    from autoshard.outputs import check_chart, check_file, write_chart, write_file
+    """The proven Pareto front of step time against memory per chip, or other objectives."""
+    from autoshard.outputs import (
+        check_certificate,
+        check_chart,
+        check_distinct,
+        check_file,
+        write_chart,
+        write_file,
+    )
 
     if values["as_json"] and values["as_csv"]:
         raise click.UsageError("--json and --csv both print; give one of them.")
@@ -66,6 +87,8 @@ def solve(**values: Any) -> None:
     check_file("--save", files["save"])
     check_file("--parquet", files["parquet"])
     check_chart(files["chart"])
+    check_certificate(values["certificate"], where=values["where"], front=values["front"])
+    check_distinct({f"--{name}": values[name] for name in (*files, "certificate")})
     profile = cost_profile(values)
     front = _solve(values, profile, points=values["points"])
     written = [
@@ -82,6 +105,8 @@ def solve(**values: Any) -> None:
 
         about = f"{profile.name}, {profile.description}" if profile.description else profile.name
         click.echo(front_report(front, tokens=values["tokens"], assumptions=about))
+    if values["certificate"] is not None:
+        written += _certify(values, profile, front)
     if written and not values["quiet"]:
         click.echo(f"wrote {', '.join(written)}", err=True)
 
@@ -90,7 +115,8 @@ def solve(**values: Any) -> None:
     epilog="""\b
 Examples:
   autoshard explain --model llama3-70b --pods 1
-  autoshard explain --model llama2-13b --chips 4096 --global-batch-tokens 3M --no-solve""",
+  autoshard explain --model llama2-13b --chips 4096 --global-batch-tokens 3M --no-solve
+  autoshard explain --model llama3-70b --pods 1 --why-not "tp=16,pp=16\"""",
 )
 @problem_options
 @click.option(
@@ -100,6 +126,11 @@ Examples:
     "--checkpoints", type=int, default=4, show_default=True, help="Tensors a layer that it saves."
 )
 @click.option("--no-solve", is_flag=True, help="The book's reasoning only, without a search.")
+@click.option(
+    "--why-not",
+    metavar="VALUES",
+    help='Only why the fastest plan does not have these values, such as "tp=16,pp=16".',
+)
 @_JSON
 @_QUIET
 def explain(**values: Any) -> None:
@@ -110,6 +141,9 @@ def explain(**values: Any) -> None:
     from autoshard.solving import build_problem
 
     profile = cost_profile(values)
+    if values["why_not"] is not None:
+        _why_not(values, profile)
+        return
     front = None if values["no_solve"] else _solve(values, profile, points=1)
     best = None if front is None else front.points[0]
     explanation = reason(
@@ -274,8 +308,57 @@ def _list(what: str, values: Any, columns: Any, as_json: bool, note: str = "") -
     click.echo(render(plain_table(columns()), note))
 
 
+def _certify(values: dict[str, Any], profile: Any, front: autoshard.ParetoFront) -> list[str]:
+    """Make the certificate of a front and write it."""
+    from autoshard.outputs import write_file
+    from autoshard.progress import Progress
+
+    if not front.complete:
+        click.echo("no certificate: the search was stopped before its end.", err=True)
+        return []
+    try:
+        with Progress(quiet=values["quiet"]) as progress:
+            progress.tell("writing the certificate")
+            certificate = front.certificate(costs=profile, where=values["where"])
+            return write_file("--certificate", values["certificate"], certificate.save)
+    except KeyboardInterrupt:
+        raise Failed("interrupted before the certificate was written.", INTERRUPTED) from None
+
+
+def _why_not(values: dict[str, Any], profile: Any) -> None:
+    """Answer ``explain --why-not``."""
+    import json
+
+    from autoshard.fixing import parse_fix
+    from autoshard.progress import Progress
+    from autoshard.reasons import why_not
+
+    if values["no_solve"]:
+        raise click.UsageError("--why-not compares plans, and --no-solve seeks none; give one.")
+    with Progress(quiet=values["quiet"]) as progress:
+        found = why_not(
+            values["model"],
+            values["why_not"],
+            **problem_arguments(values, profile),
+            costs=profile,
+            where=values["where"],
+            fix=parse_fix(values["fix"]),
+            gap=values["gap"],
+            time_limit_s=values["time_limit"],
+            progress=progress.tell,
+        )
+    if values["as_json"]:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from autoshard.reasons_report import why_not_report
+
+    click.echo(why_not_report(found))
+
+
 def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.ParetoFront:
     """Solve with a line of progress; a warning where the search did not come to its end."""
+    from autoshard.asking import DEFAULT_OBJECTIVES
+    from autoshard.fixing import parse_fix
     from autoshard.progress import Progress
     from autoshard.solving import solve as find
 
@@ -285,6 +368,8 @@ def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.Pa
             **problem_arguments(values, profile),
             costs=profile,
             where=values["where"],
+            fix=parse_fix(values["fix"]),
+            objectives=values.get("front", DEFAULT_OBJECTIVES),
             points=points,
             gap=values["gap"],
             time_limit_s=values["time_limit"],

@@ -90,6 +90,8 @@ def front_columns(front: ParetoFront, tokens: float) -> list[Column]:
         column(PROOF, lambda p: _proof(p, front), spare=5, left=True),
         column(CHIPS, lambda p: f"{p.plan.chips_used:,}", spare=7),
     ]
+    if "chips" in front.objectives:
+        columns.insert(2, dataclasses.replace(columns.pop(), spare=0))
     return [c for c in columns if any(cell != c.trivial for cell in c.cells)]
 
 

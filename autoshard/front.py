@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import altair
     import polars
 
+    from autoshard.certifying import Certificate
+    from autoshard.costmodels.profile import Profile
+
 #: Version of the JSON form; a reader accepts every schema of the same major number.
 SCHEMA = "autoshard.front/1"
 
@@ -93,6 +96,11 @@ class ParetoFront:
     notes: tuple[str, ...] = ()
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the front trades: ``time`` and ``memory``, and ``chips`` where that was asked."""
+        return tuple(self.search.get("objectives", ("time", "memory")))
+
+    @property
     def complete(self) -> bool:
         """Whether the search ran to its end: no time limit, no Ctrl-C."""
         return bool(self.search.get("complete", True))
@@ -112,7 +120,7 @@ class ParetoFront:
                 return point
         raise Infeasible(
             f"no plan of this front fits in {format_bytes(budget)} per chip; the smallest needs "
-            f"{format_bytes(self.points[-1].memory_bytes)}."
+            f"{format_bytes(min(point.memory_bytes for point in self.points))}."
         )
 
     def fastest(self, within: str | float | None = None) -> Plan:
@@ -131,6 +139,23 @@ class ParetoFront:
         from autoshard.plot import front_chart
 
         return front_chart(self)
+
+    def certificate(
+        self, costs: str | Profile | None = None, where: str | polars.Expr | None = None
+    ) -> Certificate:
+        """For every mesh of the space, the bound that excludes it at each point of the front.
+
+        Args:
+            costs: the costs that found the front, where their name does not say all of them.
+            where: the constraint of the front, where it was not text.
+
+        Raises:
+            SpecError: the search did not come to its end or was constrained by functions, or its
+                costs or constraint are not known.
+        """
+        from autoshard.certifying import certify
+
+        return certify(self, costs=costs, where=where)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form, ``schema`` first."""

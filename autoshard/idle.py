@@ -15,6 +15,7 @@ from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
 from autoshard.search.bounds import uniform_plans
+from autoshard.search.limits import Limit, Limits
 from autoshard.search.rows import price_rows
 from autoshard.search.space import Keep, batch_degrees, sequence_degrees
 from autoshard.words import percent
@@ -44,6 +45,7 @@ def idle_notes(
     gap: float = 0.0,
     step_time_s: float = math.inf,
     keep: Keep | None = None,
+    limit: Limit | None = None,
 ) -> Iterator[str]:
     """Sentences about chips that the plan leaves idle; none where it uses all.
 
@@ -56,6 +58,7 @@ def idle_notes(
         gap: how much faster than the plan another may be, relatively.
         step_time_s: the plan's step time; a batch that trains fewer tokens a second is not named.
         keep: the user's constraint, which a named plan satisfies.
+        limit: the user's constraint on predicted costs, likewise.
     """
     cluster = problem.cluster
     idle = cluster.chips - plan.chips_used
@@ -63,14 +66,17 @@ def idle_notes(
         return
     said = [_reason(problem)]
     if proven:
-        allowed = "" if keep is None else " that the constraint allows"
+        legality = profile.legality
+        allowed = "" if legality.free else f" that {legality.framework} can state"
+        if keep is not None or limit is not None:
+            allowed += f"{' and' if allowed else ' that'} the constraint allows"
         most = f" by more than {_percent_above(gap)}" if gap > EXACT else ""
         said.append(f"no plan on more chips{allowed} is faster{most}")
     yield (
         f"{idle:,} of {cluster.chips:,} chips {'is' if idle == 1 else 'are'} idle"
         f"{_where(problem, plan)}: {'; '.join(said)}."
     )
-    filled = filling_batch(problem, profile, plan, step_time_s=step_time_s, keep=keep)
+    filled = filling_batch(problem, profile, plan, step_time_s=step_time_s, keep=keep, limit=limit)
     if filled is not None:
         sequences = filled.sequences
         yield (
@@ -140,12 +146,13 @@ def filling_batch(
     *,
     step_time_s: float = math.inf,
     keep: Keep | None = None,
+    limit: Limit | None = None,
 ) -> Filling | None:
     """The batch nearest to the workload's that fills the cluster under the plan's other degrees.
 
     The sequence split stays as near to the plan's as leaves a whole number of shards. Its plan fits
-    in memory, satisfies ``keep`` and, where ``step_time_s`` says the plan's, trains more tokens a
-    second; None where no such batch is found, and where the workload's own batch would do.
+    in memory, satisfies ``keep`` and ``limit`` and, where ``step_time_s`` says the plan's, trains
+    more tokens a second; None where no such batch is found, and where the workload's own would do.
     """
     asked = problem.workload.global_batch_seqs
     for sequences, batch_split, seq_split in itertools.islice(_batches(problem, plan), TRIES):
@@ -153,7 +160,7 @@ def filling_batch(
             return None
         workload = dataclasses.replace(problem.workload, global_batch_seqs=sequences)
         larger = dataclasses.replace(problem, workload=workload)
-        step_s = _even_step_s(larger, profile, plan, batch_split, seq_split, keep)
+        step_s = _even_step_s(larger, profile, plan, batch_split, seq_split, keep, limit)
         if step_s < math.inf and step_s / sequences < step_time_s / asked:
             return Filling(
                 sequences=sequences,
@@ -195,6 +202,7 @@ def _even_step_s(
     batch_split: int,
     seq_split: int,
     keep: Keep | None,
+    limit: Limit | None,
 ) -> float:
     """Step time of the fastest even plan that fits, on any layout; infinite where none does."""
     cluster, replicas = problem.cluster, _replicas(problem, plan)
@@ -218,11 +226,13 @@ def _even_step_s(
     }
     columns = {name: np.full(len(legal), value) for name, value in degrees.items()}
     candidates = Candidates(**columns, layout=np.array(legal, dtype=np.int64))
+    candidates = candidates.take(profile.legality.allows(problem, candidates))
     if keep is not None:
         candidates = candidates.take(keep(candidates))
     if not len(candidates):
         return math.inf
     seconds, memory = uniform_plans(price_rows(problem, profile, candidates))
+    seconds = Limits.of(limit, problem, profile, candidates).allowed_s(seconds, memory)
     return float(np.min(seconds, where=memory <= problem.capacity_bytes, initial=np.inf))
 
 

@@ -109,7 +109,8 @@ _OPTIONS = (
     click.option(
         "--stack",
         metavar="NAME",
-        help="Software stack of the calibrated costs: megatron, torchtitan, maxtext, ...",
+        help="Software stack: its calibrated costs, and the plans that it can state: megatron, "
+        "torchtitan, maxtext, ...",
     ),
     click.option(
         "--calibration",
@@ -140,7 +141,13 @@ _OPTIONS = (
     click.option(
         "--where",
         metavar="TEXT",
-        help='A constraint on plans, such as "tp <= 8 and pp * vpp <= 32".',
+        help='A constraint on plans and what is predicted of them: "tp <= 8 and mfu > 0.4".',
+    ),
+    click.option(
+        "--fix",
+        metavar="NAME=N,...",
+        multiple=True,
+        help="Values that are given, such as tp=8,pp=16: solve what is left.",
     ),
     click.option(
         "--gap",

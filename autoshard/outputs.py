@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autoshard.front import ParetoFront
 
 CHART_ENDINGS = (".html", ".svg", ".png")
+CERTIFICATE_ENDINGS = (".parquet", ".json")
 
 
 def check_file(option: str, path: str | None) -> None:
@@ -52,6 +53,48 @@ def check_chart(path: str | None) -> None:
             f"--chart {path}: {ending} files need vl-convert; pip install 'autoshard[png]', or "
             "write .html."
         )
+
+
+def check_certificate(path: str | None, *, where: str | None = None, front: str = "") -> None:
+    """Refuse a certificate that nobody can make, before the search.
+
+    Raises:
+        SpecError: the ending is unknown, or the front is of more than time and memory, or under
+            conditions on what plans cost.
+    """
+    check_file("--certificate", path)
+    if path is None:
+        return
+    if _ending(path) not in CERTIFICATE_ENDINGS:
+        raise SpecError(
+            f"--certificate {path}: the ending says what to write; use "
+            f"{' or '.join(CERTIFICATE_ENDINGS)}."
+        )
+    if "chips" in front:
+        raise SpecError("a certificate is of time and memory; leave chips out of --front.")
+    if where is not None:
+        from autoshard.predicted import PREDICTED
+        from autoshard.where import NAMES, expression_of
+
+        names = expression_of(where, (*NAMES, *PREDICTED)).meta.root_names()
+        if set(names) & set(PREDICTED):
+            raise SpecError(
+                f"--where {where!r} is on what plans cost, and there is no certificate of that."
+            )
+
+
+def check_distinct(files: Mapping[str, str | None]) -> None:
+    """Refuse to write two things to one file.
+
+    Raises:
+        SpecError: names both options.
+    """
+    seen: dict[str, str] = {}
+    for option, path in files.items():
+        if path is not None and seen.setdefault(os.path.abspath(path), option) != option:
+            raise SpecError(
+                f"{seen[os.path.abspath(path)]} and {option} are the same file, {path}."
+            )
 
 
 def write_file(option: str, path: str | None, write: Callable[[Path], object]) -> list[str]:

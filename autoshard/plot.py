@@ -31,8 +31,9 @@ LOG_FROM = 8.0
 def front_table(front: ParetoFront) -> pl.DataFrame:
     """What the chart draws, one row a point, fastest first.
 
-    ``step`` is in the unit of :func:`autoshard.words.time_scale`, ``memory_gib`` in GiB, ``mfu`` a
-    share; the other columns are words for the tooltip.
+    ``step``, ``earliest`` and ``latest`` are in the unit of :func:`autoshard.words.time_scale` (the
+    ends null where no interval is known), ``memory_gib`` in GiB, ``mfu`` a share; the other columns
+    are words for the tooltip.
     """
     _, unit_s, _ = time_scale(front)
     gap = float(front.search.get("gap", 0.0))
@@ -41,6 +42,8 @@ def front_table(front: ParetoFront) -> pl.DataFrame:
             {
                 "step": point.step_time_s / unit_s,
                 "memory_gib": point.memory_bytes / GIB,
+                "earliest": None if point.interval_s is None else point.interval_s[0] / unit_s,
+                "latest": None if point.interval_s is None else point.interval_s[1] / unit_s,
                 "binding": point.binding,
                 "mfu": point.mfu,
                 "plan": plan_words(point.plan),
@@ -68,14 +71,17 @@ def front_chart(front: ParetoFront) -> alt.LayerChart:
     base = alt.Chart(table).encode(x=x, y=step)
     # Between two points the best plan known within a memory is the smaller one: a staircase.
     line = base.mark_line(interpolate="step-after", color="#999999", strokeWidth=1.5)
+    if "chips" in front.objectives:
+        line = line.encode(detail="chips:N")
     present = [name for name in COLOURS if name in set(table["binding"])]
     colour = alt.Color(
         "binding:N",
         title="bound by",
         scale=alt.Scale(domain=present, range=[COLOURS[name] for name in present]),
     )
+    known = table["earliest"].null_count() == 0
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        color=colour, tooltip=_tooltip(unit)
+        color=colour, tooltip=_tooltip(unit, interval=known)
     )
     mark = pl.DataFrame({"memory_gib": [limit], "label": [f"memory limit {limit:.1f} GiB"]})
     rule = alt.Chart(mark).mark_rule(strokeDash=[5, 4], color="#444444").encode(x="memory_gib:Q")
@@ -84,7 +90,13 @@ def front_chart(front: ParetoFront) -> alt.LayerChart:
         .mark_text(align="right", dx=-5, y=10, color="#444444")
         .encode(x="memory_gib:Q", text="label:N")
     )
-    layers = (line, points, rule, label)
+    layers = [line, points, rule, label]
+    if known:
+        # Four of five measured times lie on these lines.
+        likely = base.mark_rule(opacity=0.35, strokeWidth=2).encode(
+            y=alt.Y("earliest:Q"), y2="latest:Q", color=colour
+        )
+        layers.insert(2, likely)
     return alt.LayerChart(
         layer=layers,
         width=560,
@@ -101,9 +113,14 @@ def _memory_scale(table: pl.DataFrame, limit: float) -> alt.Scale:
     return alt.Scale(domain=[0, limit * 1.05], nice=False)
 
 
-def _tooltip(unit: str) -> list[Any]:
+def _tooltip(unit: str, *, interval: bool) -> list[Any]:
+    ends = (("earliest", "4 of 5 runs from"), ("latest", "4 of 5 runs to"))
+    measured = [
+        alt.Tooltip(f"{name}:Q", title=f"{title} ({unit})", format=",.4~f") for name, title in ends
+    ]
     return [
         alt.Tooltip("step:Q", title=f"step time ({unit})", format=",.4~f"),
+        *(measured if interval else []),
         alt.Tooltip("memory_gib:Q", title="memory per chip (GiB)", format=",.2f"),
         alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
         alt.Tooltip("plan:N"),

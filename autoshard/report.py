@@ -12,6 +12,7 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autoshard.breakdown import step_parts
 from autoshard.columns import SPACE, Column, fit, front_columns, said_once
 from autoshard.front import FrontPoint, ParetoFront
 from autoshard.scatter import scatter
@@ -161,7 +162,8 @@ def search_line(front: ParetoFront) -> str:
     found = f"Search: {said} in {seconds:.1f} s; "
     if not front.complete:
         return found + "stopped early: each plan is real, and points may be missing."
-    if len(front.points) == search.get("points"):
+    asked = search.get("points")
+    if len(front.points) == asked or (asked and "chips" in front.objectives):
         return found + "complete: --points 0 shows every plan of the front."
     return found + "complete."
 
@@ -169,15 +171,7 @@ def search_line(front: ParetoFront) -> str:
 def part_lines(point: FrontPoint) -> list[RenderableType]:
     """Where the step time of a plan goes, on its slowest stage."""
     parts, step_s = point.breakdown, point.step_time_s
-    busy_s, compute_s = parts["busy_s"], parts["compute_s"]
-    rows = [
-        ("compute", compute_s - parts["recompute_s"]),
-        ("recompute (remat)", parts["recompute_s"]),
-        ("communication not hidden", max(busy_s - compute_s, 0.0)),
-        ("communication once a step", parts.get("once_s", 0.0)),
-        ("optimizer once a step", parts.get("optimizer_s", 0.0)),
-        ("pipeline bubble", parts["idle_s"]),
-    ]
+    rows = list(step_parts(parts).items())
     rows = [row for row in rows if row[1] > 1e-9 * step_s]
     table = plain_table(
         (

@@ -28,15 +28,15 @@ def scatter(front: ParetoFront, width: int = 72, height: int = 10) -> list[str]:
         column = round(_share(x, memory) * (width - 1))
         row = height - 1 - round(_share(y, times) * (height - 1))
         cells[row][column] = MARKS.get(point.binding, OTHER)
-    slowest, fastest = points[-1].step_time_s, points[0].step_time_s
+    slowest, fastest = max(p.step_time_s for p in points), points[0].step_time_s
     labels = {0: format_seconds(slowest), height - 1: format_seconds(fastest)}
     margin = max(map(len, labels.values()))
     lines = [
         f"{labels.get(row, ''):>{margin}} |{''.join(line).rstrip()}"
         for row, line in enumerate(cells)
     ]
-    smallest = format_bytes(points[-1].memory_bytes)
-    largest = format_bytes(points[0].memory_bytes)
+    smallest = format_bytes(min(p.memory_bytes for p in points))
+    largest = format_bytes(max(p.memory_bytes for p in points))
     middle = "memory per chip (log scales)".center(width - len(smallest) - len(largest))
     indent = " " * margin
     present = {point.binding for point in points}

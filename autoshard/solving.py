@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoshard.asking import DEFAULT_OBJECTIVES, Constraints, read_constraints, search_options
 from autoshard.breakdown import breakdown
-from autoshard.costmodels.checks import LARGEST_COUNT, shown
+from autoshard.costmodels.checks import shown
 from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.model import Model
@@ -27,6 +28,7 @@ from autoshard.search.check import judge
 from autoshard.search.front import Options, Result, solve_front
 from autoshard.search.stage_model import Constrain
 from autoshard.sizes import parse_bytes
+from autoshard.stack_notes import restriction_notes, split_notes, torus_notes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -113,6 +115,8 @@ def solve(
     calibration: str | os.PathLike[str] | None = None,
     schedule: str | None = None,
     where: str | pl.Expr | None = None,
+    fix: Mapping[str, int] | None = None,
+    objectives: str | Sequence[str] = DEFAULT_OBJECTIVES,
     points: int = 12,
     gap: float = 1e-3,
     time_limit_s: float | None = None,
@@ -138,12 +142,14 @@ def solve(
         recipe: bytes per parameter, gradient and optimizer state; allowed ``reshard`` (default:
             the profile's own, or the book's).
         costs: the name of a cost profile, or a :class:`Profile` (default ``textbook``).
-        stack: the software stack whose calibrated profile answers, such as ``megatron``.
+        stack: the software stack, such as ``megatron``: its calibrated profile answers, for the
+            plans that its framework can state.
         calibration: a file that ``autoshard calibrate`` wrote, for that profile.
         schedule: the pipeline schedule, ``1f1b`` (interleaved where ``vpp > 1``), ``gpipe`` or
             ``zero-bubble`` (default: ``1f1b``, or what the stack runs).
-        where: a constraint on plans, text (``"tp <= 8 and pp * vpp <= 32"``) or a polars
-        expression.
+        where: a constraint on plans, text (``"tp <= 8 and mfu > 0.4"``) or a polars expression.
+        fix: values of a plan that are given, such as ``{"tp": 8}``.
+        objectives: what the front trades: ``time`` and any of ``memory`` and ``chips``.
         points: how many points the front shows at most; 0 for every point there is.
         gap: relative gap within which a plan counts as optimal.
         time_limit_s: stop then, with the best front so far.
@@ -175,8 +181,10 @@ def solve(
         profile = scheduled(profile, schedule)
     if recipe is None and profile.recipe is not None:
         problem = replace(problem, recipe=profile.recipe)
-    options = _options(
-        where=where,
+    asked = read_constraints(where, fix, problem, profile)
+    options = search_options(
+        asked,
+        objectives=objectives,
         points=points,
         gap=gap,
         time_limit_s=time_limit_s,
@@ -184,11 +192,11 @@ def solve(
         constrain_stages=constrain_stages,
         progress=progress,
     )
+    started = time.monotonic()
     try:
         result = solve_front(problem, profile, options)
     except Infeasible:
-        text = None if where is None else str(where)
-        raise Infeasible(why_infeasible(problem, profile, options, text)) from None
+        raise Infeasible(why_infeasible(problem, profile, options, asked)) from None
     if not result.points and time_limit_s is None:
         raise KeyboardInterrupt
     if not result.points:
@@ -196,7 +204,10 @@ def solve(
             f"the time limit of {time_limit_s} s ended the search before a first plan was found; "
             "give it more time."
         )
-    return _front(problem, profile, options, result, None if where is None else str(where))
+    if options.time_limit_s is not None:
+        left = options.time_limit_s - (time.monotonic() - started)
+        options = replace(options, time_limit_s=left)
+    return _front(problem, profile, options, result, asked)
 
 
 def load_profile(
@@ -206,6 +217,8 @@ def load_profile(
     chip_kind: str = "gpu",
 ) -> Profile:
     """A profile by name, or the one given; ``stack`` names that of the calibrated profile.
+
+    With a stack, the profile is for the plans that its framework can state.
 
     ``calibration`` is the file of constants that it reads; ``chip_kind`` chooses the stack where
     nobody does. Nothing named is the textbook's.
@@ -230,7 +243,8 @@ def load_profile(
                 "leave out one."
             )
     if stack is not None:
-        costs = f"calibrated/{stack_by_name(stack).name}"
+        found = stack_by_name(stack)
+        return load_profile(f"calibrated/{found.name}", None, calibration).under(found.legality)
     if calibration is not None:
         from autoshard.costmodels.calibrated import calibrated
         from autoshard.costmodels.calibration import load_calibration
@@ -249,37 +263,28 @@ def load_profile(
     return costs
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _own_calibration(
+    costs: str | Profile, calibration: str | os.PathLike[str], chip_kind: str
+) -> Profile:
+    """The calibrated profile with a user's own constants."""
+    from autoshard.costmodels.calibrated import calibrated
+    from autoshard.costmodels.calibration import load_calibration
+    from autoshard.costmodels.stack import default_stack
 
-
-def _options(
-    *, where: str | pl.Expr | None, points: int, gap: float, time_limit_s: float | None, **rest: Any
-) -> Options:
-    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
-        raise SpecError(f"points must be a whole number, 0 for all, got {shown(points)}.")
-    if not _is_number(gap) or not 0 <= gap < 1:
-        raise SpecError(f"gap must be at least 0 and below 1, such as 0.001, got {shown(gap)}.")
-    if time_limit_s is not None:
-        if not _is_number(time_limit_s) or not time_limit_s > 0:
-            raise SpecError(
-                "the time limit must be greater than zero seconds, such as 60, got "
-                f"{shown(time_limit_s)}."
-            )
-        time_limit_s = float(min(time_limit_s, LARGEST_COUNT))  # later is never
-    for name, function in rest.items():
-        if function is not None and not callable(function):
-            raise SpecError(f"{name} must be a function or None, got {shown(function)}.")
-    keep = None
-    if where is not None:
-        from autoshard.where import compile_where
-
-        keep = compile_where(where)
-    return Options(points=points, gap=gap, time_limit_s=time_limit_s, keep=keep, **rest)
+    if not isinstance(calibration, (str, os.PathLike)):
+        raise SpecError(f"calibration must be the path of a file, got {shown(calibration)}.")
+    known = load_calibration(calibration)
+    if costs in ("textbook", "calibrated"):
+        return calibrated(default_stack(chip_kind), known)
+    if isinstance(costs, str) and costs.startswith("calibrated/"):
+        return calibrated(costs.removeprefix("calibrated/"), known)
+    raise SpecError(
+        f"a calibration belongs to the calibrated profile, not to {shown(costs)}; leave out one."
+    )
 
 
 def _front(
-    problem: Problem, profile: Profile, options: Options, result: Result, where: str | None
+    problem: Problem, profile: Profile, options: Options, result: Result, asked: Constraints
 ) -> ParetoFront:
     """Judge every point again, say where its time goes, and dress the answer."""
     started = time.monotonic()
@@ -303,6 +308,8 @@ def _front(
                 f"the search chose {point.plan}, whose {memory} bytes exceed the "
                 f"{problem.capacity_bytes} of a chip"
             )
+        if asked.predicted is not None:
+            asked.predicted.check_found(problem, profile, row, step_s, memory)
         parts = breakdown(problem, profile, point.plan, row, step_s)
         used_flops_per_s = problem.peak_flops_per_s * point.plan.chips_used
         points.append(
@@ -322,17 +329,29 @@ def _front(
             )
         )
     result.tally.seconds["judge"] = time.monotonic() - started
+    best = result.points[0]
+    rules: list[str] = []
+    if not profile.legality.free and result.complete:
+        with result.tally.timed("without the stack's rules"):
+            rules = [
+                *restriction_notes(problem, profile, options, best),
+                *torus_notes(problem, profile, best.plan),
+            ]
     search = {
         "complete": result.complete,
         "gap": options.gap,
         "points": options.points,
+        "objectives": list(options.objectives),
+        "constrained": bool(options.constrain_master or options.constrain_stages),
         **asdict(result.tally),
     }
     return ParetoFront(
-        problem=problem_dict(problem, profile, where),
+        problem=problem_dict(problem, profile, asked),
         points=tuple(points),
         search=search,
-        notes=tuple(
+        notes=tuple(rules)
+        + tuple(split_notes(problem, profile, best.plan))
+        + tuple(
             idle_notes(
                 problem,
                 profile,
@@ -341,6 +360,7 @@ def _front(
                 gap=points[0].gap,
                 step_time_s=points[0].step_time_s,
                 keep=options.keep,
+                limit=options.limit,
             )
         )
         + tuple(_evidence_notes(evidence, points)),
@@ -372,13 +392,15 @@ def _some(words: Sequence[str], most: int = 2) -> str:
     return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
-def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[str, Any]:
+def problem_dict(problem: Problem, profile: Profile, asked: Constraints) -> dict[str, Any]:
     """The resolved problem as plain values: enough to read it, and to ask it again."""
     cluster, workload = problem.cluster, problem.workload
     chip = asdict(cluster.chip)
     chip.pop("sources")
     chip["pod_axes"] = list(cluster.chip.pod_axes)
-    costs: dict[str, Any] = {"profile": profile.name, "schedule": schedule_name(profile)}
+    framework = None if profile.legality.free else profile.legality.framework
+    costs: dict[str, Any] = {"profile": profile.name, "plans_of": framework}
+    costs |= {"schedule": schedule_name(profile)}
     costs |= {model.role: model.name for model in profile.models}
     if profile.origin:
         costs["calibration"] = dict(profile.origin)
@@ -396,7 +418,8 @@ def problem_dict(problem: Problem, profile: Profile, where: str | None) -> dict[
         "recipe": asdict(problem.recipe) | {"reshard": list(problem.recipe.reshard)},
         "capacity_bytes": problem.capacity_bytes,
         "costs": costs,
-        "where": where,
+        "where": asked.where,
+        "fix": dict(asked.fix),
     }
 
 

@@ -1,14 +1,18 @@
-"""``--where``: a constraint on the candidates, as a polars expression or its text.
+"""``--where``: a constraint on plans, as a polars expression or its text.
 
-The text is SQL as polars reads it (``tp <= 8 and pp * vpp <= 32``): an expression over columns,
+Here are conditions on the integers of a plan; ``autoshard.predicted`` has those on its costs. The
+text is SQL as polars reads it (``tp <= 8 and pp * vpp <= 32``): an expression over columns,
 never code that is run.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoshard.costmodels.candidates import COLUMNS, Candidates
 from autoshard.costmodels.checks import shown
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 #: What a constraint may speak of: the integers of a plan.
 NAMES = (*(c for c in COLUMNS if c != "layout"), "fsdp", "ep", "chips_used")
 
+#: Words of a query, which a condition has no use for.
+QUERY = re.compile(r"(?i)\b(select|from|with|read_\w+|scan_\w+)\b")
+
 EXAMPLE = "compare columns, as in tp <= 8 and pp * vpp <= 32"
 
 
@@ -29,6 +36,15 @@ def compile_where(where: str | pl.Expr) -> Keep:
 
     Raises:
         SpecError: the text is no expression, names an unknown column, or is not a condition.
+    """
+    return condition(where, expression_of(where, NAMES))
+
+
+def expression_of(where: str | pl.Expr, known: Sequence[str]) -> pl.Expr:
+    """The expression that a constraint is, over known columns.
+
+    Raises:
+        SpecError: it is none, or names no column or an unknown one.
     """
     import polars as pl
 
@@ -39,31 +55,19 @@ def compile_where(where: str | pl.Expr) -> Keep:
     for name in roots:
         if name.startswith("_POLARS"):
             raise SpecError(f"--where {str(where)!r} cannot be read: it holds a query; {EXAMPLE}.")
-        if name not in NAMES:
-            raise UnknownName("column in --where", name, NAMES)
+        if name not in known:
+            raise UnknownName("column in --where", name, known)
     if not roots:
-        raise SpecError(f"--where {str(where)!r} names no column; known: {', '.join(NAMES)}.")
+        raise SpecError(f"--where {str(where)!r} names no column; known: {', '.join(known)}.")
+    return expression
+
+
+def condition(where: str | pl.Expr, expression: pl.Expr) -> Keep:
+    """An expression of a constraint as a function, where it speaks of integers only."""
+    roots = list(dict.fromkeys(expression.meta.root_names()))
 
     def keep(candidates: Candidates) -> np.ndarray:
-        frame = pl.DataFrame({name: column(candidates, name) for name in roots})
-        try:
-            kept = frame.select(expression.alias("keep"))["keep"]
-        except Exception as error:  # polars passes on what a function of the user raises
-            raise SpecError(f"--where {str(where)!r}: {_first_line(error)}.") from None
-        if kept.dtype != pl.Boolean or len(kept) != len(frame):
-            gives = str(kept.dtype) if len(kept) == len(frame) else "one value for all"
-            raise SpecError(
-                f"--where {str(where)!r} is not a condition on each plan, it gives {gives}; "
-                f"{EXAMPLE}."
-            )
-        if kept.null_count():
-            row = frame.row(int(kept.is_null().arg_max() or 0), named=True)
-            at = ", ".join(f"{name} = {value}" for name, value in row.items())
-            raise SpecError(
-                f"--where {str(where)!r} is neither true nor false (null) for a plan with {at}; "
-                "say what holds there, as with coalesce(..., false) or fill_null(False)."
-            )
-        return np.asarray(kept.to_numpy(), dtype=np.bool_)
+        return truth(where, expression, {name: column(candidates, name) for name in roots})
 
     # A constraint that cannot be evaluated must fail now, not in the middle of a search; and one
     # that compares plans with each other has no meaning, because plans are judged in blocks.
@@ -73,6 +77,36 @@ def compile_where(where: str | pl.Expr) -> Keep:
             f"--where {str(where)!r} judges several plans together (max, mean, ...); {EXAMPLE}."
         )
     return keep
+
+
+def truth(
+    where: str | pl.Expr, expression: pl.Expr, columns: Mapping[str, NDArray[Any]]
+) -> NDArray[np.bool_]:
+    """Where an expression of a constraint holds.
+
+    Raises:
+        SpecError: it cannot be evaluated, is no condition on each row, or is null somewhere.
+    """
+    import polars as pl
+
+    frame = pl.DataFrame(columns)
+    try:
+        kept = frame.select(expression.alias("keep"))["keep"]
+    except Exception as error:  # polars passes on what a function of the user raises
+        raise SpecError(f"--where {str(where)!r}: {_first_line(error)}.") from None
+    if kept.dtype != pl.Boolean or len(kept) != len(frame):
+        gives = str(kept.dtype) if len(kept) == len(frame) else "one value for all"
+        raise SpecError(
+            f"--where {str(where)!r} is not a condition on each plan, it gives {gives}; {EXAMPLE}."
+        )
+    if kept.null_count():
+        row = frame.row(int(kept.is_null().arg_max() or 0), named=True)
+        at = ", ".join(f"{name} = {value}" for name, value in row.items())
+        raise SpecError(
+            f"--where {str(where)!r} is neither true nor false (null) for a plan with {at}; "
+            "say what holds there, as with coalesce(..., false) or fill_null(False)."
+        )
+    return np.asarray(kept.to_numpy(), dtype=np.bool_)
 
 
 def column(candidates: Candidates, name: str) -> np.ndarray:
@@ -92,6 +126,8 @@ def _parse(text: str) -> pl.Expr:
 
     if "&" in text or "|" in text:  # in SQL these bind before <=, and mean bits
         raise SpecError(f"--where {text!r}: write and, or, not instead of &, |; {EXAMPLE}.")
+    if QUERY.search(text):  # polars opens the files of a query where it only reads the text
+        raise SpecError(f"--where {text!r} cannot be read: it holds a query; {EXAMPLE}.")
     try:
         return pl.sql_expr(text)
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:

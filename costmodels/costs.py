@@ -111,12 +111,29 @@ def check_columns(model_name: str, record: object, shapes: Mapping[str, tuple[in
         check_column(model_name, name, getattr(record, name), shape)
 
 
+def check_record(model_name: str, record: object, kind: type) -> None:
+    """Require the record that a role returns.
+
+    Raises:
+        CostModelError: names the cost model and what it returned.
+    """
+    if not isinstance(record, kind):
+        raise CostModelError(
+            f"cost model {model_name!r}: must return a {kind.__name__}, got "
+            f"{type(record).__name__}."
+        )
+
+
 def check_column(model_name: str, name: str, column: Column, shape: tuple[int, ...]) -> None:
     """Require one column to have a shape and to hold finite, non-negative numbers."""
     if not isinstance(column, np.ndarray) or column.shape != shape:
         got = getattr(column, "shape", type(column).__name__)
         raise CostModelError(
             f"cost model {model_name!r}: {name} must have shape {shape}, got {got}."
+        )
+    if column.dtype.kind not in "iuf":
+        raise CostModelError(
+            f"cost model {model_name!r}: {name} must hold real numbers, got {column.dtype}."
         )
     # One pass over the numbers: a NaN makes the comparison false, an infinity the maximum.
     if column.size and not (column.min() >= 0 and column.max() < np.inf):

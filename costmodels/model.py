@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoshard.costmodels.checks import check_count, check_one_of
+from autoshard.costmodels.checks import check_count, check_one_of, said
 from autoshard.costmodels.errors import SpecError
 
 NORMS = ("rmsnorm", "layernorm")
+
+#: More layers than any real model has, by an order of magnitude: stages are dealt layer by layer.
+LARGEST_LAYERS = 2**11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,11 @@ class Model:
             "experts_per_token",
         ):
             check_count(owner, field, getattr(self, field))
+        if self.n_layers > LARGEST_LAYERS:
+            raise SpecError(
+                f"{owner}: n_layers = {said(self.n_layers)} is beyond any real model (at most "
+                f"{LARGEST_LAYERS:,})."
+            )
         check_count(owner, "n_positions", self.n_positions, least=0)
         check_one_of(owner, "norm", self.norm, NORMS)
         for field in (

@@ -21,8 +21,10 @@ from autoshard.costmodels.costs import (
     Place,
     check_column,
     check_columns,
+    check_record,
 )
 from autoshard.costmodels.errors import CostModelError, SpecError
+from autoshard.costmodels.legality import UNRESTRICTED, Legality
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.recipe import Recipe
 from autoshard.costmodels.remat import Rung
@@ -187,8 +189,9 @@ class Profile:
 
     ``recipe`` is how state is stored where a problem does not say; ``evidence`` says how well the
     plans that answer a problem are supported by measurements; ``origin`` is where constants are
-    from, as plain values; ``schedules`` names the pipeline schedules
-    that its software stack runs, none where it is of no stack; ``chips`` the kinds of chip.
+    from, as plain values; ``schedules`` names the pipeline schedules that its software stack runs,
+    none where it is of no stack; ``chips`` the kinds of chip. ``legality`` restricts the plans that
+    the search considers (:meth:`under`); ``whole_ladder`` is the ladder without the restriction.
     """
 
     name: str
@@ -204,6 +207,21 @@ class Profile:
     description: str = ""
     schedules: tuple[str, ...] = ()
     chips: tuple[str, ...] = ("gpu", "tpu")
+    legality: Legality = UNRESTRICTED
+    whole_ladder: tuple[Rung, ...] = ()
+
+    def under(self, legality: Legality) -> Profile:
+        """The same costs for the plans that a framework can state."""
+        whole = self.whole_ladder or self.ladder
+        ladder = tuple(rung for rung in whole if rung.name not in legality.missing_rungs)
+        return dataclasses.replace(self, legality=legality, ladder=ladder, whole_ladder=whole)
+
+    @property
+    def unrestricted(self) -> Profile:
+        """The same costs for every plan."""
+        return dataclasses.replace(
+            self, legality=UNRESTRICTED, ladder=self.whole_ladder or self.ladder, whole_ladder=()
+        )
 
     @property
     def models(self) -> tuple[CostModel, ...]:
@@ -253,6 +271,12 @@ class Profile:
                     f"{model.name!r} ({model.role}) does not price; use a profile "
                     "that covers experts."
                 )
+        flops = self.compute.flops_per_step(problem)
+        if not isinstance(flops, (int, float)) or not 0 < flops < np.inf:
+            raise CostModelError(
+                f"cost model {self.compute.name!r}: flops_per_step must be finite and greater than "
+                f"zero, got {flops!r}."
+            )
 
     def price(self, problem: Problem, candidates: Candidates) -> StageCosts:
         """Coefficients of every candidate, each model's answer checked.
@@ -261,21 +285,19 @@ class Profile:
             CostModelError: a model returned a wrong shape, NaN or a negative cost; it is named.
         """
         compute, comms = self.price_parts(problem, candidates)
-        memory = self.memory(problem, candidates, self.ladder)
+        memory = self.price_memory(problem, candidates)
         if not getattr(self.pipeline, "remat", True):
             everything = memory.saved_bytes.max(axis=1, keepdims=True)
             saved = np.where(candidates.pp[:, None] > 1, everything, memory.saved_bytes)
             memory = dataclasses.replace(memory, saved_bytes=saved)
         pipeline = self.pipeline(candidates)
-        n, rungs = len(candidates), len(self.ladder)
-        check_columns(
-            self.memory.name,
-            memory,
-            {f.name: (n,) for f in dataclasses.fields(MemoryCost)} | {"saved_bytes": (n, rungs)},
-        )
+        n = len(candidates)
+        check_record(self.pipeline.name, pipeline, PipelineCost)
         check_columns(self.pipeline.name, pipeline, {"max_weight": (n,), "sum_weight": (n,)})
         forms = self.overlap(comms.resources)
-        check_column(self.overlap.name, "forms", forms, (len(forms), 1 + len(comms.resources)))
+        check_record(self.overlap.name, forms, np.ndarray)
+        rows = max(len(forms), 1) if forms.ndim else 1  # at least one form
+        check_column(self.overlap.name, "forms", forms, (rows, 1 + len(comms.resources)))
         return stage_costs(
             compute,
             comms,
@@ -285,18 +307,49 @@ class Profile:
             comms_s=comms_seconds(problem, candidates, comms),
         )
 
+    def price_memory(self, problem: Problem, candidates: Candidates) -> MemoryCost:
+        """The checked answer of the memory model."""
+        memory = self.memory(problem, candidates, self.ladder)
+        check_record(self.memory.name, memory, MemoryCost)
+        n, rungs = len(candidates), len(self.ladder)
+        shapes = {f.name: (n,) for f in dataclasses.fields(MemoryCost)}
+        check_columns(self.memory.name, memory, shapes | {"saved_bytes": (n, rungs)})
+        return memory
+
+    def in_flight(self, schedules: Sequence[tuple[int, int, int]]) -> list[Column]:
+        """The checked answers of the pipeline model to each ``(pp, vpp, microbatches)``.
+
+        Microbatches held by each stage, ``[pp]`` each.
+
+        Raises:
+            CostModelError: a stage holds none, or an answer is no column.
+        """
+        name = self.pipeline.name
+        held = [self.pipeline.in_flight(*each) for each in schedules]
+        for (pp, _, _), column in zip(schedules, held, strict=True):
+            if not isinstance(column, np.ndarray) or column.shape != (pp,):
+                check_column(name, "in_flight", column, (pp,))
+        if held:
+            everything = np.concatenate(held)
+            check_column(name, "in_flight", everything, everything.shape)
+            if not everything.all():
+                raise CostModelError(f"cost model {name!r}: in_flight must be greater than zero.")
+        return held
+
     def price_parts(
         self, problem: Problem, candidates: Candidates
     ) -> tuple[ComputeCost, CommsCost]:
         """The checked answers of the compute and comms models, before overlap."""
         n, rungs = len(candidates), len(self.ladder)
         compute = self.compute(problem, candidates, self.ladder)
+        check_record(self.compute.name, compute, ComputeCost)
         check_columns(
             self.compute.name,
             compute,
             {f.name: (n,) for f in dataclasses.fields(ComputeCost)} | {"recompute_s": (n, rungs)},
         )
         comms = self.comms(problem, candidates, self.ladder)
+        check_record(self.comms.name, comms, CommsCost)
         check_columns(self.comms.name, comms, {"send_s": (n,)})
         for flow in comms.flows:
             shape = (n, rungs) if flow.phase == "recompute" else (n,)

@@ -16,6 +16,7 @@ from autoshard.costmodels.costs import Column
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.shapes import shard_shapes
 from autoshard.costmodels.textbook_comms import torus_network, tree_network
+from autoshard.costmodels.torus import torus_times
 
 #: Axes whose collectives cross the network, in the order of :class:`Setting`'s network columns.
 AXES = ("tensor", "fsdp", "sequence", "context", "replicas")
@@ -127,10 +128,10 @@ class Setting:
 def _network(
     problem: Problem, candidates: Candidates
 ) -> tuple[dict[str, Column], dict[str, Column], Column]:
-    """Seconds per gathered byte of each axis on the fast and the slow network, at full rate."""
-    tpu = problem.cluster.chip.kind == "tpu"
-    build = torus_network if tpu else tree_network
-    network = build(problem, candidates)
+    """Seconds per byte of each axis on the fast and the slow network and of sends, at full rate."""
+    if problem.cluster.chip.kind == "tpu":
+        return _torus(problem, candidates)
+    network = tree_network(problem, candidates)
     one = np.ones(len(candidates))
     # Context ranks lie inside the FSDP ranks, and share the state with them.
     ring = candidates.replace(
@@ -138,12 +139,12 @@ def _network(
     )
     held = {
         "tensor": network.gather_tensor(one),
-        "fsdp": build(problem, ring).gather_fsdp(one),
+        "fsdp": tree_network(problem, ring).gather_fsdp(one),
         "sequence": network.gather_sequence(one),
         "context": network.rotate_context(one),
         "replicas": network.reduce_replicas(one),
     }
-    slow = {k for k, name in enumerate(network.resources) if name not in FAST}
+    slow = {k for k, name in enumerate(network.resources) if name != FAST}
     inner, outer = {}, {}
     for axis, seconds in held.items():
         inner[axis] = sum((s for k, s in seconds.items() if k not in slow), np.zeros_like(one))
@@ -155,5 +156,25 @@ def _network(
     return inner, outer, one / network.send_bytes_per_s
 
 
-#: Resources of :class:`~autoshard.costmodels.textbook_comms.Network` that are the fast network.
-FAST = ("nvlink", "ici", "ici data axes", "ici tensor axes")
+#: The resource of :class:`~autoshard.costmodels.textbook_comms.Network` that is the fast network.
+FAST = "nvlink"
+
+
+def _torus(
+    problem: Problem, candidates: Candidates
+) -> tuple[dict[str, Column], dict[str, Column], Column]:
+    """The same on a torus, whose dimensions may be split; replicas are reduced over DCN."""
+    network, times = torus_network(problem, candidates), torus_times(problem.cluster, candidates)
+    one, none = np.ones(len(candidates)), np.zeros(len(candidates))
+    inner = {
+        "tensor": times.tensor_s,
+        "fsdp": times.fsdp_s,
+        "sequence": times.sequence_s,
+        # Blocks go one way round: a line brings the last one back the other way.
+        "context": sum(network.rotate_context(one).values(), none),
+        "replicas": none,
+    }
+    outer = dict.fromkeys(AXES, none) | {
+        "replicas": sum(network.reduce_replicas(one).values(), none)
+    }
+    return inner, outer, times.stride / network.send_bytes_per_s

@@ -31,7 +31,8 @@ def shard_shapes(problem: Problem, candidates: Candidates) -> ShardShapes:
     tp = candidates.tp.astype(np.float64)
     sequence_ways = candidates.seq_split * candidates.cp
     return ShardShapes(
-        tokens=candidates.micro_batch_size * problem.workload.seq_len / sequence_ways,
+        # In floats: the tokens of a hostile microbatch do not fit 64 bits.
+        tokens=candidates.micro_batch_size * float(problem.workload.seq_len) / sequence_ways,
         d_query=model.d_attention / tp,
         d_kv=np.maximum(model.n_kv_heads / tp, 1.0) * model.d_head,
         d_ff=model.d_ff / tp,

@@ -15,8 +15,17 @@ from autoshard.costmodels.ladders import (
     MEGATRON_LADDER,
     TORCHTITAN_LADDER,
 )
+from autoshard.costmodels.legality import UNRESTRICTED, Legality
 from autoshard.costmodels.recipe import Recipe
 from autoshard.costmodels.remat import Rung
+from autoshard.costmodels.stack_rules import (
+    LLM_FOUNDRY,
+    MAXTEXT,
+    MEGATRON,
+    MEGATRON_2021,
+    NANOTRON,
+    TORCHTITAN,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +44,8 @@ class Stack:
     one before (CUDA_LAUNCH_BLOCKING=1). ``balanced`` says that a split sequence is dealt so that
     each rank has as much of the causal mask. ``schedules`` are the pipeline schedules that it runs
     out of :data:`autoshard.costmodels.schedules.SCHEDULES`, its own first: interleaved 1F1B counts
-    as ``1f1b``, a circular or breadth-first pipeline as ``gpipe``.
+    as ``1f1b``, a circular or breadth-first pipeline as ``gpipe``. ``legality`` says which plans it
+    can state.
     """
 
     name: str
@@ -54,6 +64,7 @@ class Stack:
     blocking: bool = False
     balanced: bool = True
     schedules: tuple[str, ...] = ("1f1b",)
+    legality: Legality = UNRESTRICTED
 
 
 STACKS = {
@@ -67,6 +78,7 @@ STACKS = {
             # weights and Adam moments.
             recipe=Recipe(param_bytes=2.0, grad_bytes=2.0, optimizer_bytes=12.0, reshard=(1,)),
             ladder=MEGATRON_LADDER,
+            legality=MEGATRON,
             attention="cudnn",
             tp_overlap=True,
         ),
@@ -77,6 +89,7 @@ STACKS = {
             chips=("gpu",),
             recipe=Recipe(param_bytes=2.0, grad_bytes=4.0, optimizer_bytes=12.0, reshard=(1,)),
             ladder=MEGATRON_LADDER,
+            legality=MEGATRON_2021,
             attention="unfused",
             sequence_parallel=False,
             reduce_overlap=False,
@@ -88,6 +101,7 @@ STACKS = {
             # fp32 sharded weights and gradients, Adam moments; weights are gathered in bf16.
             recipe=Recipe(param_bytes=4.0, grad_bytes=4.0, optimizer_bytes=8.0, reshard=(3,)),
             ladder=TORCHTITAN_LADDER,
+            legality=TORCHTITAN,
             gradient_bytes=4.0,
             operators="compiled",
             # Out of the gathered buffer, read and written, for both passes; gradients read in bf16
@@ -104,6 +118,7 @@ STACKS = {
             chips=("gpu",),
             recipe=Recipe(param_bytes=4.0, grad_bytes=4.0, optimizer_bytes=8.0, reshard=(3,)),
             ladder=LLM_FOUNDRY_LADDER,
+            legality=LLM_FOUNDRY,
             attention="flash1",
             operators="eager",
             sequence_parallel=False,
@@ -114,6 +129,7 @@ STACKS = {
             chips=("gpu",),
             recipe=Recipe(param_bytes=2.0, grad_bytes=4.0, optimizer_bytes=12.0, reshard=(1,)),
             ladder=MEGATRON_LADDER,
+            legality=NANOTRON,
             gradient_bytes=4.0,
             operators="eager",
             reduce_overlap=False,
@@ -126,6 +142,7 @@ STACKS = {
             chips=("tpu",),
             recipe=Recipe(param_bytes=4.0, grad_bytes=4.0, optimizer_bytes=8.0, reshard=(3,)),
             ladder=MAXTEXT_LADDER,
+            legality=MAXTEXT,
             attention="splash",
             operators="compiled",
             tp_overlap=True,

@@ -7,13 +7,15 @@ bound in both time and memory holds no point of the front.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.candidates import IntColumn
-from autoshard.costmodels.costs import Column
+from autoshard.costmodels.costs import Column, Place
 from autoshard.costmodels.profile import StageCosts
-from autoshard.search.rows import Rows
+from autoshard.search.rows import InFlight, Rows
 
 #: Float slack of a bound, far below the gap that anything is proven to.
 SLACK = 1e-10
@@ -73,12 +75,15 @@ def exposed_floor_s(rows: Rows) -> Column:
     return exposed / rows.candidates.pp
 
 
-def time_floor_within_s(rows: Rows, budget_bytes: Column | float) -> Column:
+def time_floor_within_s(
+    rows: Rows, budget_bytes: Column | float, remat: str = "by-stage"
+) -> Column:
     """No plan of a row within a memory budget is faster; infinite where none fits, ``[n]``.
 
     Each stage holds ``in_flight * saved + state <= budget``. Divided by its in-flight count and
     summed over stages, the saved bytes of all layers are bounded, and with them the recompute: the
     mean layer lies on or above the lower hull of the ladder (saved bytes, backward seconds).
+    ``remat`` is how rungs may be mixed (:data:`~autoshard.costmodels.legality.REMAT`).
     """
     per_layer = _saved_per_layer(rows, np.broadcast_to(budget_bytes, (len(rows),)))
     saved, backward = rows.costs.saved_bytes, rows.costs.layer_backward_s
@@ -90,7 +95,7 @@ def time_floor_within_s(rows: Rows, budget_bytes: Column | float) -> Column:
         fits = saved[:, low : low + 1] <= room
         least = np.where(fits, np.minimum(least, backward[:, :, low]), least)
         for high in range(rungs):
-            if not (saved[:, high] > saved[:, low]).any():
+            if not _mixed(remat, low, high, rungs) or not (saved[:, high] > saved[:, low]).any():
                 continue
             span = saved[:, high : high + 1] - saved[:, low : low + 1]
             share = (room - saved[:, low : low + 1]) / np.where(span > 0, span, 1.0)
@@ -101,37 +106,61 @@ def time_floor_within_s(rows: Rows, budget_bytes: Column | float) -> Column:
     return np.where(feasible, floor, np.inf)
 
 
+def _mixed(remat: str, low: int, high: int, rungs: int) -> bool:
+    """Whether a plan may have layers on both of two rungs."""
+    return remat == "by-stage" or (remat == "one-count" and {low, high} == {0, rungs - 1})
+
+
 def _saved_per_layer(rows: Rows, budget_bytes: Column) -> Column:
     """Mean saved bytes per layer and microbatch that a budget leaves, at most, ``[n]``."""
     costs, layers = rows.costs, rows.n_layers
     state = costs.state_bytes
-    most_in_flight = np.maximum(rows.in_flight_first, rows.in_flight_second)
-    room = (budget_bytes * (1.0 + SLACK) - costs.fixed_bytes) * rows.capacity_share
-    room -= state["embedding"] / rows.in_flight_first + state["head"] / rows.in_flight_last
+    most_in_flight = np.maximum(rows.in_flight.first, rows.in_flight.second)
+    room = (budget_bytes * (1.0 + SLACK) - costs.fixed_bytes) * rows.in_flight.capacity_share
+    room -= state["embedding"] / rows.in_flight.first + state["head"] / rows.in_flight.last
     left: Column = (room - layers * state["layer"] / most_in_flight) / layers
     return left
 
 
 def memory_floor_bytes(rows: Rows) -> Column:
     """No plan of a row is smaller, ``[n]``: the inverse of the room that a budget leaves."""
-    costs, layers = rows.costs, rows.n_layers
-    state = costs.state_bytes
-    most_in_flight = np.maximum(rows.in_flight_first, rows.in_flight_second)
-    need = layers * (costs.saved_bytes.min(axis=1) + state["layer"] / most_in_flight)
-    need += state["embedding"] / rows.in_flight_first + state["head"] / rows.in_flight_last
-    shared = need / rows.capacity_share
-    # The mean stage is a second floor: every stage holds at least one microbatch of each layer.
-    mean = layers * (costs.saved_bytes.min(axis=1) * _least_in_flight(rows) + state["layer"])
-    mean = (mean + ends(costs, "state_bytes")) / rows.candidates.pp
-    floor: Column = np.maximum(shared, mean) + costs.fixed_bytes
+    costs = rows.costs
+    return held_floor_bytes(
+        rows.n_layers,
+        rows.candidates.pp,
+        rows.in_flight,
+        saved=costs.saved_bytes.min(axis=1),
+        state=costs.state_bytes,
+        fixed=costs.fixed_bytes,
+    )
+
+
+def held_floor_bytes(
+    n_layers: int,
+    pp: IntColumn,
+    in_flight: InFlight,
+    *,
+    saved: Column,
+    state: Mapping[Place, Column],
+    fixed: Column,
+) -> Column:
+    """No plan with such layers and ends is smaller, whatever its layers per stage, ``[n]``."""
+    most_in_flight = np.maximum(in_flight.first, in_flight.second)
+    need = n_layers * (saved + state["layer"] / most_in_flight)
+    need += state["embedding"] / in_flight.first + state["head"] / in_flight.last
+    shared = need / in_flight.capacity_share
+    # The mean stage is a second floor, and one with ceil(L / pp) layers a third: every stage holds
+    # at least one microbatch of each layer.
+    of_layer = saved * np.minimum(in_flight.first, in_flight.last) + state["layer"]
+    mean = (n_layers * of_layer + state["embedding"] + state["head"]) / pp
+    most = -(-n_layers // pp) * of_layer
+    floor: Column = np.maximum.reduce([shared, mean, most]) + fixed
     return floor * (1.0 - SLACK)
 
 
-def _least_in_flight(rows: Rows) -> Column:
-    return np.minimum(rows.in_flight_first, rows.in_flight_last)
-
-
-def memory_floor_within_bytes(rows: Rows, time_s: float, capacity_bytes: float) -> Column:
+def memory_floor_within_bytes(
+    rows: Rows, time_s: float, capacity_bytes: float, remat: str = "by-stage"
+) -> Column:
     """No plan of a row that takes at most ``time_s`` is smaller, ``[n]``; infinite where none is.
 
     :func:`time_floor_within_s` falls as the budget grows: bisection finds where it meets the time,
@@ -139,10 +168,10 @@ def memory_floor_within_bytes(rows: Rows, time_s: float, capacity_bytes: float) 
     """
     low = memory_floor_bytes(rows)
     high = np.full(len(rows), float(capacity_bytes))
-    possible = time_floor_within_s(rows, high) <= time_s
+    possible = time_floor_within_s(rows, high, remat) <= time_s
     for _ in range(14):
         middle = 0.5 * (low + high)
-        fits = time_floor_within_s(rows, middle) <= time_s
+        fits = time_floor_within_s(rows, middle, remat) <= time_s
         high = np.where(fits, middle, high)
         low = np.where(fits, low, middle)
     return np.where(possible, low * (1.0 - SLACK), np.inf)
@@ -190,10 +219,10 @@ def uniform_plans(rows: Rows, n_layers: IntColumn | None = None) -> tuple[Column
         slowest = np.maximum.reduce(stages)
         seconds[:, rung] = costs.max_weight * slowest + costs.sum_weight * total + exposed
         saved = costs.saved_bytes[:, rung]
-        at_first = first * (state["layer"] + rows.in_flight_first * saved)
+        at_first = first * (state["layer"] + rows.in_flight.first * saved)
         at_first += state["embedding"] + np.where(single, state["head"], 0.0)
-        at_last = last * (state["layer"] + rows.in_flight_last * saved) + state["head"]
-        at_middle = heavy * (state["layer"] + rows.in_flight_second * saved)
+        at_last = last * (state["layer"] + rows.in_flight.last * saved) + state["head"]
+        at_middle = heavy * (state["layer"] + rows.in_flight.second * saved)
         most = np.maximum(at_first, np.where(single, 0.0, at_last))
         peak[:, rung] = np.maximum(most, np.where(inner, at_middle, 0.0)) + fixed
     seconds[floor < c.vpp] = np.inf

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column
-from autoshard.search.stages import Choices, Leaf, Stage, kind_of, stage_memory
+from autoshard.search.stages import Choices, Leaf, Stage, free_bytes, kind_of, stage_memory
 
 
 def fastest(
@@ -70,14 +70,19 @@ def smallest(
     time_s: float,
     enough_bytes: float,
     solve: Callable[[Stage, float, float], Leaf | None] | None = None,
+    choices: Choices | None = None,
+    least_bytes: float = 0.0,
 ) -> Leaf | None:
     """The least memory at which a step takes at most ``time_s``; None above ``enough_bytes``.
 
     Bisection over the memories that choices can have: whether a budget allows the time is monotone.
+    It starts at ``least_bytes``, below which no plan is, in steps that double.
     ``solve`` finds the fastest plan of a mesh within a budget and below a time (:func:`fastest`).
+    ``choices`` may be given where they are known to hold all that the two limits allow.
     """
     latest = float(np.nextafter(time_s, np.inf))
-    choices = Choices.of(stage, most_layers(stage, enough_bytes, latest))
+    if choices is None:
+        choices = Choices.of(stage, most_layers(stage, enough_bytes, latest))
     if stage.pp == 1 and solve is None:
         times, memory = _single(stage, choices)
         fits = np.nonzero((memory <= enough_bytes) & (times <= time_s))[0]
@@ -91,13 +96,14 @@ def smallest(
     memories = np.unique(
         np.concatenate([np.unique(stage_memory(stage, choices, s)) for s in range(stage.pp)])
     )
-    low = 0
+    low = int(np.searchsorted(memories, least_bytes * (1.0 - 1e-9)))
     high = int(np.searchsorted(memories, best.memory_bytes * (1.0 - 1e-12)))
+    step = 1
     while low < high:
-        middle = (low + high) // 2
+        middle = min(low + step - 1, (low + high) // 2)
         leaf = solve(stage, float(memories[middle]), latest)
         if leaf is None:
-            low = middle + 1
+            low, step = middle + 1, 2 * step
         else:
             best = leaf
             high = min(middle, int(np.searchsorted(memories, leaf.memory_bytes * (1.0 - 1e-12))))
@@ -144,9 +150,9 @@ def best_choices(stage: Stage, choices: Choices, budget_bytes: float) -> NDArray
     kinds = np.array([kind_of(stage, s) for s in range(stage.pp)])
     for kind, order in choices.order.items():
         stages = np.nonzero((kinds == kind).all(axis=1))[0]
-        free = choices.layers[order] * stage.state[0]
-        free += np.array(kind) @ stage.state[1:] + stage.fixed
-        held = np.multiply.outer(stage.in_flight[stages], choices.saved[order]) + free
+        # To the last bit what ``stage_memory`` says, so that a budget taken from it fits.
+        held = np.multiply.outer(stage.in_flight[stages], choices.saved[order])
+        held += free_bytes(stage, choices, kind)[order]
         position = np.where(held <= budget_bytes, np.arange(len(order)), len(order))
         first = np.minimum.reduceat(position, choices.starts, axis=1)
         fits = first < len(order)
@@ -163,19 +169,18 @@ def _deal(
     Answers with the index of each stage's number; None where the layers cannot be dealt, or not
     below ``below_s``.
     """
-    caps = np.unique(seconds[np.isfinite(seconds)])
-    feasible = np.nonzero(_most_taken(seconds, numbers, caps) >= stage.n_layers)[0]
-    if not len(feasible):
-        return None
+    first = _first_cap(seconds, numbers, stage.n_layers)
     # No sum of stages is below the cheapest layers: most meshes end here, without dealing.
     rate = float((seconds / numbers).min())
-    if _step_s(stage, float(caps[feasible[0]]), rate * stage.n_layers) >= below_s:
+    if not np.isfinite(first) or _step_s(stage, first, rate * stage.n_layers) >= below_s:
         return None
+    caps = np.unique(seconds[np.isfinite(seconds)])
+    caps = caps[np.searchsorted(caps, first) :]
     least = _dealt_sum(seconds, numbers, stage.n_layers)
     if least is None:
         return None
     best: tuple[float, list[int]] | None = None
-    for cap in caps[feasible[0] :].tolist():
+    for cap in caps.tolist():
         limit = min(best[0] if best else np.inf, below_s)
         if _step_s(stage, cap, least[0]) >= limit:
             break
@@ -194,15 +199,22 @@ def _step_s(stage: Stage, slowest: float, total: float) -> float:
     return stage.max_weight * slowest + stage.sum_weight * max(total, slowest)
 
 
-def _most_taken(seconds: Column, numbers: NDArray[np.int64], caps: Column) -> NDArray[np.int64]:
-    """Under each cap, the layers that all stages take together, ``[caps]``."""
+def _first_cap(seconds: Column, numbers: NDArray[np.int64], n_layers: int) -> float:
+    """The least cap on every stage under which the stages together take all layers.
+
+    Infinite where they cannot. ``numbers`` follow each other by one, or are a single one.
+    """
     # A stage of more layers is never faster, so the numbers under a cap are the first so many.
     rising = np.minimum.accumulate(seconds[:, ::-1], axis=1)[:, ::-1]
-    total = np.zeros(len(caps), dtype=np.int64)
-    for row in rising:
-        count = np.searchsorted(row, caps, side="right")
-        total += np.where(count > 0, numbers[np.maximum(count - 1, 0)], -(2**40))
-    return total
+    first = float(rising[:, 0].max())
+    # Beyond the fewest, each further layer of a stage has its own least cap.
+    more = n_layers - len(rising) * int(numbers[0])
+    if more <= 0:
+        return first
+    further = rising[:, 1:].ravel()
+    if more > len(further):
+        return float("inf")
+    return max(first, float(np.partition(further, more - 1)[more - 1]))
 
 
 def _dealt_sum(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from autoshard.costmodels.errors import Infeasible
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
 from autoshard.search.budget import SAME, Interrupted, Options, Point, Search
+from autoshard.search.chips import front_by_chips
+from autoshard.search.confirming import Confirmations
 from autoshard.search.prune import Tally, promising_rows
 from autoshard.search.rows import Rows
+from autoshard.search.space import meshes
 
 __all__ = ["Options", "Point", "Result", "solve_front"]
 
@@ -39,7 +42,7 @@ class Result:
 
 
 def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
-    """The proven Pareto front of a problem.
+    """The proven Pareto front of a problem in step time and ``options.objectives``.
 
     Ctrl-C and the time limit end the search with the points found so far.
 
@@ -50,33 +53,64 @@ def solve_front(problem: Problem, profile: Profile, options: Options) -> Result:
     profile.check_covers(problem)
     tally = Tally()
     deadline = time.monotonic() + (options.time_limit_s or np.inf)
+    if "memory" not in options.objectives and "chips" not in options.objectives:
+        options = replace(options, points=1)
+    if "chips" not in options.objectives:
+        return _solve(problem, profile, options, tally, deadline)
+
+    def within(asked: Options, most_chips: int) -> Result:
+        return _solve(problem, profile, asked, tally, deadline, most_chips)
+
+    return front_by_chips(options, np.unique(meshes(problem).chips_used), within)
+
+
+def _solve(
+    problem: Problem,
+    profile: Profile,
+    options: Options,
+    tally: Tally,
+    deadline: float,
+    most_chips: int | None = None,
+) -> Result:
+    """The front of step time and memory, of plans on at most so many chips."""
+    # Who asks for one point asks for no slower one.
+    slowest = {0: np.inf, 1: 1.0}.get(options.points, SLOWEST)
     free = options.constrain_master is None and options.constrain_stages is None
-    rows, complete = promising_rows(
-        problem,
-        profile,
-        gap=options.gap,
-        keep=options.keep,
-        tally=tally,
-        slowest=SLOWEST if options.points else np.inf,
-        prune=free,
-        deadline=deadline,
-    )
-    if not len(rows) and complete:
-        raise Infeasible("no candidate is left")
-    started = time.perf_counter()
-    before = sum(tally.seconds.values())
-    search = Search(
-        problem=problem,
-        profile=profile,
-        options=options,
-        rows=rows,
-        tally=tally,
-        deadline=deadline,
-        all_rows=complete,
-    )
-    points, complete = _trace(search)
+    confirmations = Confirmations(profile.legality, deadline)
+    try:
+        rows, complete = promising_rows(
+            problem,
+            profile,
+            gap=options.gap,
+            keep=options.keep,
+            tally=tally,
+            slowest=slowest,
+            known_s=options.known_s,
+            prune=free,
+            deadline=deadline,
+            limit=options.limit,
+            most_chips=most_chips,
+        )
+        if not len(rows) and complete:
+            raise Infeasible("no candidate is left")
+        started = time.perf_counter()
+        before = sum(tally.seconds.values())
+        search = Search(
+            problem=problem,
+            profile=profile,
+            options=options,
+            rows=rows,
+            tally=tally,
+            deadline=deadline,
+            all_rows=complete,
+            confirmations=confirmations,
+        )
+        points, complete = _trace(search)
+    finally:
+        confirmations.close()
     named = sum(tally.seconds.values()) - before
-    tally.seconds["front"] = time.perf_counter() - started - named
+    spent = time.perf_counter() - started - named
+    tally.seconds["front"] = tally.seconds.get("front", 0.0) + spent
     if not points and complete:
         raise Infeasible("no candidate is left")
     return Result(points=points, tally=tally, complete=complete, rows=rows)
@@ -110,6 +144,9 @@ def _trace(search: Search) -> tuple[list[Point], bool]:
                     below = point
             elif search.options.points > 1:
                 _spread(search, found, add)
+        if search.confirmations is not None:
+            with search.tally.timed("CP-SAT"):
+                search.tally.solves += search.confirmations.settle()
     except (Interrupted, KeyboardInterrupt):
         complete = False
         if not found:
@@ -120,11 +157,15 @@ def _trace(search: Search) -> tuple[list[Point], bool]:
 def _spread(search: Search, found: list[Point], add: Callable[[Point | None], bool]) -> None:
     """Add points until there are enough: each halves the largest rectangle that could hold one.
 
-    The small end is the smallest even plan that takes up to ``SLOWEST`` times the fastest step.
+    The small end is the smallest even plan that takes up to ``SLOWEST`` times the fastest step;
+    under limits on what plans cost, which even plans may miss, the smallest of all plans.
     """
+    latest_s = SLOWEST * found[0].step_time_s
     plan_s, plan_bytes = search.ceiling
-    quick = plan_s <= SLOWEST * found[0].step_time_s
-    smallest = float(np.min(plan_bytes, where=quick, initial=np.inf)) * (1.0 + SAME)
+    smallest = float(np.min(plan_bytes, where=plan_s <= latest_s, initial=np.inf))
+    if search.options.limit is not None:
+        smallest = search.smallest_bytes(latest_s)
+    smallest *= 1.0 + SAME
     add(search.point(min(smallest, float(search.problem.capacity_bytes))))
     floor_of: dict[float, float] = {}
     while len(found) < search.options.points:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from autoshard.costmodels.candidates import Candidates
+from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 
 
@@ -30,3 +34,11 @@ def layout_words(problem: Problem, layout: int, degrees: dict[str, int]) -> dict
             reached = [level.name for level in cluster.levels if level.chips >= stride]
             words[name] = reached[0] if reached else cluster.levels[-1].name
     return words
+
+
+def layouts_of(problem: Problem, plan: Plan) -> Iterator[int]:
+    """The layouts of the cluster under which a plan is laid out as it says."""
+    degrees = {name: getattr(plan, name) for name in Candidates.__slots__ if name != "layout"}
+    for layout in range(len(problem.cluster.layouts)):
+        if layout_words(problem, layout, degrees) == dict(plan.layout):
+            yield layout

@@ -23,12 +23,14 @@ each:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.candidates import Candidates, IntColumn
+from autoshard.costmodels.checks import LARGEST_COUNT
 from autoshard.costmodels.model import Model
 from autoshard.costmodels.problem import Problem
 
@@ -38,8 +40,22 @@ Keep = Callable[[Candidates], np.ndarray]
 
 def divisors(number: int) -> list[int]:
     """The divisors of a positive integer, ascending."""
-    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return small + [number // d for d in reversed(small) if d * d != number]
+    return list(_divisors(number))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _divisors(number: int) -> tuple[int, ...]:
+    found, left, prime = [1], number, 2
+    while prime * prime <= left:
+        powers = [1]
+        while left % prime == 0:
+            left //= prime
+            powers.append(powers[-1] * prime)
+        found = [d * power for d in found for power in powers]
+        prime += 1 if prime == 2 else 2
+    if left > 1:
+        found += [d * left for d in found]
+    return tuple(sorted(found))
 
 
 def tensor_degrees(model: Model) -> list[int]:
@@ -52,61 +68,97 @@ def tensor_degrees(model: Model) -> list[int]:
     ]
 
 
-def sequence_degrees(model: Model, seq_len: int) -> IntColumn:
-    """Every legal ``(tp, seq_split, cp)``, shape ``[n, 3]``."""
-    triples = [
-        (tp, seq_split, cp)
-        for tp in tensor_degrees(model)
-        if seq_len % tp == 0
-        for seq_split in divisors(seq_len // tp)
-        for cp in divisors(seq_len // tp // seq_split)
-        if cp == 1 or seq_len % (2 * cp * seq_split) == 0
-    ]
+def sequence_degrees(model: Model, seq_len: int, most: int = LARGEST_COUNT) -> IntColumn:
+    """Every legal ``(tp, seq_split, cp)`` on at most so many chips, shape ``[n, 3]``."""
+    triples = []
+    for tp in tensor_degrees(model):
+        if seq_len % tp or tp > most:
+            continue
+        ways = np.array([d for d in divisors(seq_len // tp) if d <= most // tp], dtype=np.int64)
+        for seq_split in ways.tolist():
+            cp = ways[ways <= most // tp // seq_split]
+            cp = cp[seq_len // tp // seq_split % cp == 0]
+            cp = cp[(cp == 1) | (seq_len % (2 * cp * seq_split) == 0)]
+            triples += [(tp, seq_split, ring) for ring in cp.tolist()]
     return np.array(triples, dtype=np.int64).reshape(-1, 3)
 
 
-def batch_degrees(sequences: int) -> IntColumn:
-    """Every ``(dp, batch_split)`` that divides the batch, shape ``[n, 2]``."""
-    pairs = [(dp, split) for dp in divisors(sequences) for split in divisors(sequences // dp)]
+def batch_degrees(sequences: int, most: int = LARGEST_COUNT) -> IntColumn:
+    """Every ``(dp, batch_split)`` on at most so many chips that divides the batch, ``[n, 2]``."""
+    pairs = [
+        (dp, split)
+        for dp in divisors(sequences)
+        if dp <= most
+        for split in divisors(sequences // dp)
+        if split <= most // dp
+    ]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def mesh_degrees(problem: Problem) -> tuple[IntColumn, IntColumn]:
+    """``batch_degrees`` and ``sequence_degrees`` of a problem, alone within its chips and pods."""
+    model, cluster, workload = problem.model, problem.cluster, problem.workload
+    batch = batch_degrees(workload.global_batch_seqs, cluster.chips)
+    if cluster.chip.kind == "tpu":
+        batch = batch[batch[:, 0] <= cluster.pods]
+    return batch, sequence_degrees(model, workload.seq_len, cluster.chips)
 
 
 def meshes(problem: Problem) -> Candidates:
     """Every mesh with its layouts and ``reshard``; one microbatch of everything a shard has."""
-    model, cluster, workload = problem.model, problem.cluster, problem.workload
-    batch = batch_degrees(workload.global_batch_seqs)
-    if cluster.chip.kind == "tpu":
-        batch = batch[batch[:, 0] <= cluster.pods]
-    sequence = sequence_degrees(model, workload.seq_len)
-    pp = np.arange(1, min(model.n_layers, cluster.chips) + 1, dtype=np.int64)
+    batch, sequence = mesh_degrees(problem)
+    b, s, pp = stage_degrees(problem, batch, sequence, 0, problem.cluster.chips)
+    rows, pipeline = deal(*pp)
+    return mesh_table(problem, batch[b[rows]], sequence[s[rows]], pipeline)
 
-    # Outer product in two steps, each cut by the chips offered, so that nothing large is built.
-    flat = np.multiply.outer(batch.prod(axis=1), sequence.prod(axis=1))
-    b, s = np.nonzero(flat <= cluster.chips)
-    chips = flat[b, s]
-    # Pipeline degrees are ascending: each pair takes the first so many of them.
-    counts = np.searchsorted(pp, cluster.chips // chips, side="right")
-    rows = np.repeat(np.arange(len(chips)), counts)
+
+def stage_degrees(
+    problem: Problem, batch: IntColumn, sequence: IntColumn, above: int, most: int
+) -> tuple[IntColumn, IntColumn, tuple[IntColumn, IntColumn]]:
+    """Pairs of degrees, and which ``pp`` use more chips than ``above`` and at most ``most``.
+
+    Rows of ``batch`` and of ``sequence``, and the least ``pp`` with how many follow. Chips are
+    compared by division: no product of degrees is ever larger than ``most``.
+    """
+    shards, ways = batch.prod(axis=1), sequence.prod(axis=1)
+    b, s = np.nonzero(ways <= (most // shards)[:, None])
+    chips = shards[b] * ways[s]
+    first = above // chips + 1
+    counts = np.minimum(most // chips, problem.model.n_layers) - first + 1
+    some = counts > 0
+    return b[some], s[some], (first[some], counts[some])
+
+
+def deal(first: IntColumn, counts: IntColumn) -> tuple[NDArray[np.intp], IntColumn]:
+    """``counts[i]`` numbers from ``first[i]`` upwards: which ``i``, and the number."""
+    rows = np.repeat(np.arange(len(counts)), counts)
     starts = np.cumsum(counts) - counts
-    pipeline = pp[np.arange(len(rows)) - starts[rows]]
-    b, s = b[rows], s[rows]
+    return rows, first[rows] + np.arange(len(rows)) - starts[rows]
+
+
+def mesh_table(
+    problem: Problem, batch: IntColumn, sequence: IntColumn, pipeline: IntColumn
+) -> Candidates:
+    """Candidates of degrees, row by row: on each of their layouts and with each ``reshard``."""
+    cluster = problem.cluster
     if cluster.chip.kind == "tpu":
-        pods = batch[b, 0]
-        fits = chips[rows] * pipeline <= pods * cluster.pod_chips
-        b, s, pipeline, pods = b[fits], s[fits], pipeline[fits], pods[fits]
+        pods = batch[:, 0]
+        inside = batch[:, 1] * sequence.prod(axis=1) * pipeline
+        fits = inside <= cluster.pod_chips
+        batch, sequence, pipeline, pods = batch[fits], sequence[fits], pipeline[fits], pods[fits]
     else:
-        pods = np.ones_like(b)  # ranks nest by stride, whatever they cross
-    ones = np.ones(len(b), dtype=np.int64)
+        pods = np.ones_like(pipeline)  # ranks nest by stride, whatever they cross
+    ones = np.ones_like(pipeline)
     table = Candidates(
-        dp=batch[b, 0],
-        batch_split=batch[b, 1],
-        seq_split=sequence[s, 1],
-        tp=sequence[s, 0],
+        dp=batch[:, 0],
+        batch_split=batch[:, 1],
+        seq_split=sequence[:, 1],
+        tp=sequence[:, 0],
         pp=pipeline,
         vpp=ones,
-        cp=sequence[s, 2],
+        cp=sequence[:, 2],
         microbatches=ones,
-        micro_batch_size=workload.global_batch_seqs // batch[b].prod(axis=1),
+        micro_batch_size=problem.workload.global_batch_seqs // batch.prod(axis=1),
         reshard=ones,
         pods=pods,
         layout=ones,

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column
+from autoshard.costmodels.legality import UNRESTRICTED, Legality
+from autoshard.search import families
 from autoshard.search.dealing import best_choices, most_layers
 from autoshard.search.stages import Choices, Leaf, Stage, kind_of, stage_memory
 
@@ -32,6 +34,7 @@ class StageModel:
         budget_bytes: what one chip may hold.
         below_s: choices that alone make a step slower may be left out.
         constrain: adds the user's constraints; then no choice is left out because another beats it.
+        legality: what a framework can state; then the stages' choices are all of one family.
     """
 
     def __init__(
@@ -41,14 +44,20 @@ class StageModel:
         *,
         below_s: float = np.inf,
         constrain: Constrain | None = None,
+        legality: Legality = UNRESTRICTED,
     ) -> None:
         from ortools.sat.python import cp_model
 
         self.stage = stage
         most = stage.n_layers if constrain else most_layers(stage, budget_bytes, below_s)
-        self.choices = Choices.of(stage, most)
+        self.members: list[NDArray[np.bool_]] = []
+        if legality.restricts_stages:
+            self.choices = families.choices_of(stage, legality, most, budget_bytes)
+            self.members = families.memberships(stage, legality, most, budget_bytes, self.choices)
+        else:
+            self.choices = Choices.of(stage, most)
         self.model = cp_model.CpModel()
-        if constrain:
+        if constrain or legality.restricts_stages:
             memory = [stage_memory(stage, self.choices, s) for s in range(stage.pp)]
             self.menus = [np.nonzero(held <= budget_bytes)[0] for held in memory]
         else:
@@ -98,6 +107,8 @@ class StageModel:
             if more.any():
                 model.add(exposed >= tied(more))
         model.add(sum(layers) == stage.n_layers)
+        if self.members:
+            self._one_family()
         # Times vpp, the weights m - 1/v and 1/v are whole, and times 3 most of a zero bubble's;
         # where no small scale does that, they are made fine enough.
         weights = (stage.max_weight, stage.sum_weight)
@@ -116,6 +127,15 @@ class StageModel:
         terms = stage.max_weight + stage.sum_weight * stage.pp + 1.0
         rounded = sum(abs(w - x / scale) for w, x in zip(weights, whole, strict=True))
         self.error_s = self.unit_s * (terms + rounded * stage.pp * QUANTA)
+
+    def _one_family(self) -> None:
+        """One family is chosen, and every stage is a choice of it."""
+        family = [self.model.new_bool_var("") for _ in self.members]
+        self.model.add_exactly_one(family)
+        for menu, chosen in zip(self.menus, self.chosen, strict=True):
+            for there, inside in zip(family, self.members, strict=True):
+                among = [b for b, member in zip(chosen, inside[menu], strict=True) if member]
+                self.model.add_bool_or([*among, ~there])
 
     def _column(self, name: str, s: int) -> Column:
         column: Column = getattr(self.choices, name)[kind_of(self.stage, s)][self.menus[s]]

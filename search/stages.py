@@ -174,17 +174,15 @@ class Choices:
     order: dict[tuple[int, int], NDArray[np.intp]]
 
     @classmethod
-    def of(cls, stage: Stage, most: int | None = None) -> Choices:
-        """All choices of a mesh's stages, with at most ``most`` layers on each."""
-        largest = stage.n_layers - (stage.pp - 1) * stage.vpp
-        most = largest if most is None else min(most, largest)
-        # With at most so many on each other stage, so few are left at least.
-        fewest = max(stage.vpp, stage.n_layers - (stage.pp - 1) * most)
-        keep = _useful_rungs(stage)
-        dealt = _all_dealings(fewest, most, len(keep))
-        rungs = np.zeros((len(dealt), len(stage.saved)), dtype=np.int64)
-        rungs[:, keep] = dealt
-        layers = dealt.sum(axis=1)
+    def of(
+        cls, stage: Stage, most: int | None = None, dealt: NDArray[np.int64] | None = None
+    ) -> Choices:
+        """All choices of a mesh's stages, with at most ``most`` layers on each.
+
+        Or those of ``dealt``, ``[choices, rungs]`` by number of layers.
+        """
+        rungs = cls._rungs(stage, most) if dealt is None else dealt
+        layers = rungs.sum(axis=1)
         seconds, exposed = {}, {}
         for kind in stage.exposed:
             # Built as [j, choices]: the longest form is a maximum along memory.
@@ -209,20 +207,39 @@ class Choices:
             order=order,
         )
 
+    @staticmethod
+    def _rungs(stage: Stage, most: int | None) -> NDArray[np.int64]:
+        """Layers on each rung, of every choice."""
+        largest = stage.n_layers - (stage.pp - 1) * stage.vpp
+        most = largest if most is None else min(most, largest)
+        # With at most so many on each other stage, so few are left at least.
+        fewest = max(stage.vpp, stage.n_layers - (stage.pp - 1) * most)
+        keep = useful_rungs(stage)
+        dealt = all_dealings(fewest, most, len(keep))
+        rungs = np.zeros((len(dealt), len(stage.saved)), dtype=np.int64)
+        rungs[:, keep] = dealt
+        return rungs
+
 
 def kind_of(stage: Stage, s: int) -> tuple[int, int]:
     """Which ends stage ``s`` has: (embedding, head)."""
     return int(s == 0), int(s == stage.pp - 1)
 
 
+def free_bytes(stage: Stage, choices: Choices, kind: tuple[int, int]) -> Column:
+    """Bytes of every choice beside its saved activations, with the ends of a stage."""
+    free: Column = choices.layers * stage.state[0]
+    free += np.array(kind) @ stage.state[1:] + stage.fixed
+    return free
+
+
 def stage_memory(stage: Stage, choices: Choices, s: int) -> Column:
     """Bytes of every choice on stage ``s``."""
-    ends = np.array(kind_of(stage, s)) @ stage.state[1:]
-    memory: Column = choices.layers * stage.state[0] + stage.in_flight[s] * choices.saved
-    return memory + (ends + stage.fixed)
+    memory: Column = stage.in_flight[s] * choices.saved
+    return memory + free_bytes(stage, choices, kind_of(stage, s))
 
 
-def _useful_rungs(stage: Stage) -> list[int]:
+def useful_rungs(stage: Stage) -> list[int]:
     """Rungs that no other beats or equals in both saved bytes and time."""
     cost = np.concatenate([stage.saved[:, None], stage.backward[:-2]], axis=1)
     kept: list[int] = []
@@ -233,7 +250,7 @@ def _useful_rungs(stage: Stage) -> list[int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _all_dealings(fewest: int, most: int, rungs: int) -> NDArray[np.int64]:
+def all_dealings(fewest: int, most: int, rungs: int) -> NDArray[np.int64]:
     """Every way to run ``fewest`` to ``most`` layers under one or two of ``rungs`` rungs."""
     parts = [np.zeros((0, rungs), dtype=np.int64)]
     parts += [_dealings(layers, rungs) for layers in range(fewest, most + 1)]

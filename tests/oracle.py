@@ -197,16 +197,51 @@ def judge(problem: Problem, profile: Profile, mesh: Mesh, rungs: Sequence[Sequen
     return step + max(stage[1] for stage in stages), peak + costs["fixed_bytes"]
 
 
+def remat_settings(
+    remat: str, layers: int, rungs: int, vpp: int
+) -> list[Callable[[int], list[list[int]]]]:
+    """What a framework's one remat setting can be: the dealings that it leaves a stage."""
+
+    def alone(rung: int) -> Callable[[int], list[list[int]]]:
+        return lambda n: [[n if r == rung else 0 for r in range(rungs)]]
+
+    def counted(k: int) -> Callable[[int], list[list[int]]]:
+        # The first k layers of each chunk; chunks of a stage differ by one layer at most.
+        def dealt(n: int) -> list[list[int]]:
+            chunks = [n // vpp + (c < n % vpp) for c in range(vpp)]
+            again = sum(min(k, chunk) for chunk in chunks)
+            return [[n - again, *[0] * (rungs - 2), again]]
+
+        return dealt
+
+    settings = {
+        "by-stage": [lambda n: dealings(n, rungs)],
+        "one-policy": [alone(rung) for rung in range(rungs)],
+        "one-count": [alone(rung) for rung in range(rungs)],
+    }[remat]
+    if remat == "one-count" and rungs > 1:
+        settings += [counted(k) for k in range(1, layers)]
+    return settings
+
+
 def all_plans(
-    costs: dict[str, Any], held: Sequence[float], mesh: Mesh, layers: int
+    costs: dict[str, Any],
+    held: Sequence[float],
+    mesh: Mesh,
+    layers: int,
+    ways: Callable[[int], list[list[int]]] | None = None,
 ) -> list[tuple[float, float, list[int]]]:
-    """Step seconds and peak bytes of every plan of one mesh, with its layers per stage."""
+    """Step seconds and peak bytes of every plan of one mesh, with its layers per stage.
+
+    ``ways`` are the dealings of a stage's layers to rungs; all that the space has by default.
+    """
     pp = mesh["pp"]
     rungs = len(costs["saved_bytes"])
+    deal = ways or (lambda n: dealings(n, rungs))
     menus: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     for s in range(pp):
         for n in range(1, layers + 1):
-            menu = [stage_cost(costs, dealt, s == 0, s == pp - 1) for dealt in dealings(n, rungs)]
+            menu = [stage_cost(costs, dealt, s == 0, s == pp - 1) for dealt in deal(n)]
             menus[s, n] = [(t, e, state + held[s] * saved) for t, e, state, saved in menu]
     slow, each, fixed = costs["max_weight"], costs["sum_weight"], costs["fixed_bytes"]
     found: list[tuple[float, float, list[int]]] = []
@@ -246,8 +281,13 @@ def brute_front(
     profile: Profile,
     keep: Callable[[Mesh], bool] = lambda mesh: True,
     keep_layers: Callable[[list[int]], bool] = lambda counts: True,
+    keep_cost: Callable[[Mesh, float, float], bool] = lambda mesh, seconds, size: True,
+    remat: str = "by-stage",
 ) -> list[Cost]:
-    """Every point of the front of a small problem, fastest first, whatever the memory limit."""
+    """Every point of the front of a small problem, fastest first, whatever the memory limit.
+
+    ``remat`` is how a framework sets it (:func:`remat_settings`).
+    """
     meshes = [mesh for mesh in legal_meshes(problem) if keep(mesh)]
     if not meshes:
         return []
@@ -255,9 +295,48 @@ def brute_front(
     front: list[Cost] = []
     for row, mesh in enumerate(meshes):
         held = profile.pipeline.in_flight(mesh["pp"], mesh["vpp"], mesh["microbatches"]).tolist()
-        plans = all_plans(plain(priced, row), held, mesh, problem.model.n_layers)
-        front = pareto([*front, *((t, b) for t, b, counts in plans if keep_layers(counts))])
+        costs, layers = plain(priced, row), problem.model.n_layers
+        for ways in remat_settings(remat, layers, len(profile.ladder), mesh["vpp"]):
+            plans = all_plans(costs, held, mesh, layers, ways)
+            kept = (
+                (t, b) for t, b, counts in plans if keep_layers(counts) and keep_cost(mesh, t, b)
+            )
+            front = pareto([*front, *kept])
     return front
+
+
+def chips_of(mesh: Mesh) -> int:
+    """Chips of a mesh."""
+    return math.prod(mesh[name] for name in ("dp", "batch_split", "seq_split", "tp", "pp", "cp"))
+
+
+def brute_fronts_by_chips(problem: Problem, profile: Profile) -> dict[int, list[Cost]]:
+    """The front of the plans on each number of chips, the fewest first."""
+    fronts = {}
+    for chips in sorted({chips_of(mesh) for mesh in legal_meshes(problem)}):
+
+        def uses(mesh: Mesh, chips: int = chips) -> bool:
+            return chips_of(mesh) == chips
+
+        costs = brute_front(problem, profile, uses)
+        fronts[chips] = pareto([cost for cost in costs if cost[1] <= problem.capacity_bytes], 1e-7)
+    return fronts
+
+
+def unbeaten_by_fewer(
+    fronts: dict[int, list[Cost]], *, memory: bool, tolerance: float = 1e-7
+) -> list[tuple[float, float, int]]:
+    """Every plan that no other beats in time, chips and perhaps memory, fastest first."""
+    found: list[tuple[float, float, int]] = []
+    for chips, costs in fronts.items():
+        for seconds, size in costs if memory else costs[:1]:
+            beaten = any(
+                t <= seconds * (1.0 + tolerance) and (b <= size * (1.0 + tolerance) or not memory)
+                for t, b, _ in found
+            )
+            if not beaten:
+                found.append((seconds, size, chips))
+    return sorted(found)
 
 
 def fastest_within(front: Sequence[Cost], budget_bytes: float) -> float:

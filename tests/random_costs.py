@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from autoshard.costmodels.candidates import COLUMNS, Candidates
 from autoshard.costmodels.chip import Chip
@@ -25,6 +26,8 @@ from autoshard.costmodels.profile import Profile
 from autoshard.costmodels.remat import TEXTBOOK_LADDER, Rung
 from autoshard.costmodels.textbook_overlap import TextbookOverlap
 from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
+from autoshard.search import bounds
+from autoshard.search.floors import MeshFloors, Unpriced
 from autoshard.search.rows import Rows, price_rows
 from autoshard.search.stages import Stage
 
@@ -193,3 +196,23 @@ def dice_tables(draw: st.DrawFn, *, rows: int = 4, once: bool | None = None) -> 
     return DiceTable(
         problem=problem, profile=profile, rows=price_rows(problem, profile, Candidates(**columns))
     )
+
+
+def check_unpriced(
+    problem: Problem,
+    profile: Profile,
+    candidates: Candidates,
+    mesh: NDArray[np.intp],
+    floors: MeshFloors,
+) -> None:
+    """No candidate is faster or smaller than its floors, however much they have learnt."""
+    left = Unpriced.of(profile, problem.model.n_layers, candidates, mesh, floors)
+    while len(left.mesh):
+        rows = price_rows(problem, profile, left.candidates)
+        assert (left.step_s() <= bounds.time_floor_s(rows) * (1.0 + 1e-9)).all()
+        assert (left.held_bytes() <= bounds.memory_floor_bytes(rows) * (1.0 + 1e-9)).all()
+        middle = left.middle()
+        left.learn(middle, rows.take(middle))
+        others = np.ones(len(left.mesh), dtype=np.bool_)
+        others[middle] = False
+        left = left.take(others)

@@ -316,8 +316,14 @@ INFEASIBLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         (*SMALL, "--memory-limit", "2GiB", "--where", "chips_used <= 2"),
         ("does not fit", "that satisfies --where"),
     ),
-    (("--model", "gpt3-175b", "--chips", "1"), ("needs 1.60 TiB per chip", "32 chips would do")),
-    (("--model", "llama3-405b", "--chip", "h100", "--chips", "8"), ("does not fit on 8 h100",)),
+    (
+        ("--model", "gpt3-175b", "--chips", "1"),
+        ("needs 1.60 TiB per chip", "20 chips would do, and no fewer"),
+    ),
+    (
+        ("--model", "llama3-405b", "--chip", "h100", "--chips", "8"),
+        ("does not fit on 8 h100", "56 chips would do"),
+    ),
 ]
 
 

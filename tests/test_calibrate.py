@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import pickle
 import re
 import tomllib
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from autoshard.calibrating import (
     calibrate_built_in,
     residuals,
     scored_runs,
+    sendable,
 )
 from autoshard.calibrating_file import calibration_toml
 from autoshard.costmodels.calibration import (
@@ -416,3 +418,10 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str) -> Non
 
 def test_every_scored_run_has_a_time() -> None:
     assert all(r.step_time_s for r in load_runs()[0] if r.used_for == "score")
+
+
+def test_every_built_in_run_can_be_sent_to_another_process() -> None:
+    for known in SCORED:
+        again = pickle.loads(pickle.dumps(sendable(known)))
+        assert again.id == known.id
+        assert again.problem == known.problem

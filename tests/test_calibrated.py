@@ -14,6 +14,7 @@ from command import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import brute_front, judge, mesh_of, pareto, rungs_of
+from random_costs import check_unpriced
 from test_setting import column
 
 import autoshard
@@ -39,7 +40,7 @@ from autoshard.costmodels.textbook import textbook
 from autoshard.costmodels.workload import Workload
 from autoshard.search import bounds
 from autoshard.search.check import judge as check
-from autoshard.search.prune import _mesh_floors
+from autoshard.search.floors import mesh_floors
 from autoshard.search.rows import price_rows
 from autoshard.search.space import expand, meshes
 from autoshard.solving import load_profile
@@ -241,14 +242,13 @@ def test_the_floors_of_a_mesh_are_below_each_row_it_expands_to(
 ) -> None:
     problem, profile = case
     table = meshes(problem)
-    floors = _mesh_floors(problem, profile, table)
+    floors = mesh_floors(problem, profile, table)
     candidates, mesh = expand(problem, table)
     rows = price_rows(problem, profile, candidates)
-    bubble = 1.0 + (candidates.pp - 1) / (candidates.microbatches * candidates.vpp)
     time_s, size = bounds.time_floor_s(rows), bounds.memory_floor_bytes(rows)
     assert (floors.least_s[mesh] <= time_s * (1.0 + NOISE)).all()
-    assert (floors.busy_s[mesh] * bubble <= time_s * (1.0 + NOISE)).all()
     assert (floors.memory_bytes[mesh] <= size * (1.0 + NOISE)).all()
+    check_unpriced(problem, profile, candidates, mesh, floors)
 
 
 @some
@@ -610,7 +610,7 @@ def tiny_front(seed: int) -> autoshard.ParetoFront:
         seq_len=problem.workload.seq_len,
         precision=problem.workload.precision,
         recipe=problem.recipe,
-        stack=stack.name,
+        costs=f"calibrated/{stack.name}",
         points=0,
         gap=0.0,
     )
@@ -684,7 +684,7 @@ def test_a_stack_is_a_profile_of_its_own_name(name: str) -> None:
     profile = load_profile(stack=name)
     assert profile.models == calibrated(name).models
     assert profile.name == f"calibrated/{name}"
-    assert profile.ladder is STACKS[name].ladder
+    assert profile.whole_ladder is STACKS[name].ladder
     assert profile.recipe == STACKS[name].recipe
     assert {model.role for model in profile.models} == {
         "compute",

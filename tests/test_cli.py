@@ -40,7 +40,7 @@ POINT = {
     "lower_bound_s": float,
     "gap": float,
     "proven": bool,
-    "interval_s": type(None),
+    "interval_s": type(None),  # the textbook does not know its error
     "breakdown": dict,
 }
 TOP = {

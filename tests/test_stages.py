@@ -20,10 +20,10 @@ from autoshard.costmodels.costs import Column
 from autoshard.costmodels.errors import Infeasible
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
-from autoshard.search.dealing import fastest, smallest
+from autoshard.search.dealing import best_choices, fastest, smallest
 from autoshard.search.front import Options, Result, solve_front
 from autoshard.search.stage_model import StageModel
-from autoshard.search.stages import Choices
+from autoshard.search.stages import Choices, stage_memory
 
 #: CP-SAT counts a stage's time in quanta: a part in a million of a small step.
 QUANTA = 1e-6
@@ -313,3 +313,14 @@ def test_the_same_question_has_the_same_answer_in_this_process_and_in_another() 
         timeout=60,
     )
     assert json.loads(there.stdout) == here
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(dice_tables())
+def test_a_choice_fits_a_budget_of_exactly_its_own_bytes(table: DiceTable) -> None:
+    stage = table.stage(0)
+    choices = Choices.of(stage)
+    for s in range(stage.pp):
+        for choice, size in enumerate(stage_memory(stage, choices, s).tolist()):
+            number = int(np.searchsorted(choices.numbers, choices.layers[choice]))
+            assert best_choices(stage, choices, size)[s, number] >= 0
