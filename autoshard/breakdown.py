@@ -110,7 +110,7 @@ def breakdown(
     plain, first, last = held("backward"), held("once_forward"), held("once_backward")
     send = float(comms.send_s[0])
     taken = passes(forward, ahead), passes(backward + again, back)
-    stage_s = sum(form.max(axis=1) for form in taken) + send
+    stage_s: Column = taken[0].max(axis=1) + taken[1].max(axis=1) + send
     # Beside a pass without recompute, as StageCosts has it.
     exposed = passes(forward, ahead + first).max(axis=1) - taken[0].max(axis=1)
     alone = passes(backward, plain).max(axis=1)

@@ -128,4 +128,5 @@ def wanted(rows: list[dict[str, int]], where: str | None, fix: dict[str, int]) -
     mask = kept["kept"].to_numpy().copy()
     for name, value in fix.items():
         mask &= frame.with_columns(chips_used=used)[name].to_numpy() == value
-    return np.nonzero(mask)[0]
+    left: Array = np.nonzero(mask)[0]
+    return left
