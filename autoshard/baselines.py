@@ -12,6 +12,7 @@ import numpy as np
 
 from autoshard.costmodels.constants import family
 from autoshard.costmodels.costs import Column
+from autoshard.run_remat import layer_work
 from autoshard.runs import Run
 
 
@@ -50,17 +51,7 @@ def _classes(run: Run) -> tuple[str, str, str]:
 def ideal_step_s(run: Run, *, recompute: bool) -> float:
     """Seconds of a step at the peak of all chips."""
     problem, model = run.problem, run.problem.model
-    d, heads, square = model.d_model, model.d_attention, problem.workload.seq_len
-    # Multiply-adds for each token of each operation of a layer.
-    work = {
-        "query": d * heads,
-        "key": d * model.d_kv,
-        "value": d * model.d_kv,
-        "attention": square * heads,
-        "output": heads * d,
-        "mlp_in": (model.mlp_matrices - 1) * d * model.d_ff,
-        "mlp_out": d * model.d_ff,
-    }
+    work = layer_work(model, problem.workload.seq_len)
     attention = 6.0 * model.n_layers * work["attention"]
     again = 0.0
     if recompute:

@@ -7,6 +7,8 @@ import operator
 import re
 from typing import TYPE_CHECKING
 
+from autoshard.predicted import split
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -19,7 +21,7 @@ def conjuncts(where: str | pl.Expr) -> list[tuple[str, pl.Expr]]:
     import polars as pl
 
     if not isinstance(where, str):
-        return [(str(part), part) for part in _split(where)]
+        return [(str(part), part) for part in split(where, operator.and_)]
     whole = pl.sql_expr(where)
     parts: list[tuple[str, pl.Expr]] = []
     held = ""
@@ -35,12 +37,3 @@ def conjuncts(where: str | pl.Expr) -> list[tuple[str, pl.Expr]]:
         if joined.meta.eq(whole):
             return parts
     return [(where.strip(), whole)]
-
-
-def _split(expression: pl.Expr) -> list[pl.Expr]:
-    inputs = expression.meta.pop()
-    if len(inputs) == 2:
-        second, first = inputs
-        if (first & second).meta.eq(expression):
-            return [*_split(first), *_split(second)]
-    return [expression]

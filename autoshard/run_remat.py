@@ -140,12 +140,10 @@ def _policy(text: str, stack: Stack, model: Model, seq_len: int) -> Shares:
     return {name: 1.0}, flags if exact else (*flags, "nearest-rung")
 
 
-def _nearest(
-    kept: Collection[str], ladder: tuple[Rung, ...], model: Model, seq_len: int
-) -> tuple[str, bool]:
-    """The rung that repeats the same operations, or the fewest FLOPs more and less."""
+def layer_work(model: Model, seq_len: int) -> dict[str, int]:
+    """Multiply-adds of each operation of a layer for each token; attention over the square."""
     d, attention = model.d_model, model.d_attention
-    flops = {
+    return {
         "query": d * attention,
         "key": d * model.d_kv,
         "value": d * model.d_kv,
@@ -155,6 +153,12 @@ def _nearest(
         "mlp_out": d * model.d_ff,
     }
 
+
+def _nearest(
+    kept: Collection[str], ladder: tuple[Rung, ...], model: Model, seq_len: int
+) -> tuple[str, bool]:
+    """The rung that repeats the same operations, or the fewest FLOPs more and less."""
+    flops = layer_work(model, seq_len)
     repeats = set(repeated_operations(("layer_input", *kept)))
 
     def distance(rung: Rung) -> tuple[int, int]:

@@ -263,26 +263,6 @@ def load_profile(
     return costs
 
 
-def _own_calibration(
-    costs: str | Profile, calibration: str | os.PathLike[str], chip_kind: str
-) -> Profile:
-    """The calibrated profile with a user's own constants."""
-    from autoshard.costmodels.calibrated import calibrated
-    from autoshard.costmodels.calibration import load_calibration
-    from autoshard.costmodels.stack import default_stack
-
-    if not isinstance(calibration, (str, os.PathLike)):
-        raise SpecError(f"calibration must be the path of a file, got {shown(calibration)}.")
-    known = load_calibration(calibration)
-    if costs in ("textbook", "calibrated"):
-        return calibrated(default_stack(chip_kind), known)
-    if isinstance(costs, str) and costs.startswith("calibrated/"):
-        return calibrated(costs.removeprefix("calibrated/"), known)
-    raise SpecError(
-        f"a calibration belongs to the calibrated profile, not to {shown(costs)}; leave out one."
-    )
-
-
 def _front(
     problem: Problem, profile: Profile, options: Options, result: Result, asked: Constraints
 ) -> ParetoFront:
