@@ -1,9 +1,9 @@
 """autoshard: the fastest parallelism plan for a model on a cluster, with a proof.
 
     >>> import autoshard
-    >>> front = autoshard.solve("llama3-70b", pods=1)  # doctest: +SKIP
-    >>> front.fastest().tp  # doctest: +SKIP
-    4
+    >>> front = autoshard.solve("llama3-70b", pods=1, points=1)
+    >>> front.fastest().fsdp, front.fastest().tp
+    (2048, 4)
 
 Five nouns (``Model``, ``Cluster``, ``Workload``, ``Plan``, ``ParetoFront``) and one verb
 (``solve``). Importing this package loads neither the solver nor numpy; they come with the first
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from autoshard.costmodels.recipe import Recipe
     from autoshard.costmodels.textbook import textbook
     from autoshard.costmodels.workload import Workload
+    from autoshard.differing import Difference, diff
+    from autoshard.evaluating import Evaluation, evaluate
     from autoshard.front import FrontPoint, ParetoFront
+    from autoshard.sensing import Sensitivity, sensitivity
+    from autoshard.solved import SolvedPlan
     from autoshard.solving import build_problem, solve
 
 __version__ = "0.1.0"
@@ -42,6 +46,8 @@ _HOMES = {
     "Chip": "costmodels.chip",
     "Cluster": "costmodels.cluster",
     "CostModelError": "costmodels.errors",
+    "Difference": "differing",
+    "Evaluation": "evaluating",
     "FrontPoint": "front",
     "Infeasible": "costmodels.errors",
     "Model": "costmodels.model",
@@ -49,11 +55,16 @@ _HOMES = {
     "Plan": "costmodels.plan",
     "Problem": "costmodels.problem",
     "Recipe": "costmodels.recipe",
+    "Sensitivity": "sensing",
+    "SolvedPlan": "solved",
     "SpecError": "costmodels.errors",
     "UnknownName": "costmodels.errors",
     "WhyNot": "reasons",
     "Workload": "costmodels.workload",
     "build_problem": "solving",
+    "diff": "differing",
+    "evaluate": "evaluating",
+    "sensitivity": "sensing",
     "solve": "solving",
     "textbook": "costmodels.textbook",
     "why_not": "reasons",
@@ -64,6 +75,8 @@ __all__ = [
     "Chip",
     "Cluster",
     "CostModelError",
+    "Difference",
+    "Evaluation",
     "FrontPoint",
     "Infeasible",
     "Model",
@@ -71,11 +84,16 @@ __all__ = [
     "Plan",
     "Problem",
     "Recipe",
+    "Sensitivity",
+    "SolvedPlan",
     "SpecError",
     "UnknownName",
     "WhyNot",
     "Workload",
     "build_problem",
+    "diff",
+    "evaluate",
+    "sensitivity",
     "solve",
     "textbook",
     "why_not",

@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import click
 
+from autoshard.shell_completion import complete_files
+
 BUG, BAD_INPUT, INFEASIBLE, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 
@@ -46,7 +48,15 @@ class App(click.Group):
         except click.ClickException as error:
             status = error.status if isinstance(error, Failed) else BAD_INPUT
             say("error", _with_help(error))
+        # Where Ctrl-C met the exec of a string, as in the making of a dataclass, CPython remembers
+        # it and would end by that signal; another exec makes it forget.
+        exec("")
         sys.exit(status)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Take in a command, whose files the shell completes."""
+        complete_files(cmd)
+        super().add_command(cmd, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which they are defined, the most used first."""

@@ -28,14 +28,19 @@ class Breakdown:
 
     ``busy_s + once_s + optimizer_s + idle_s`` is the step.
 
-    ``compute_s`` includes ``recompute_s``; ``comms_s`` maps each kind of communication to its
-    seconds, hidden or not. ``busy_s`` is what the passes take after overlap, with the sends between
-    stages; ``once_s`` is once-a-step communication that nothing hides, ``optimizer_s`` the update
-    after it; ``idle_s`` is the pipeline bubble. ``hbm_s`` is the part of ``compute_s`` in which
-    matmuls wait for memory. ``comms_over_compute`` is the communication that holds the busiest
-    network longest, over compute, both without recompute. ``binding`` is the largest loss,
-    ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there is none; ``binding_by``
-    says of what.
+    ``compute_s`` includes ``recompute_s``. ``comms_s`` maps each kind of communication to its
+    seconds, hidden or not, ``exposed_s`` to those that nothing hides; these add up to ``busy_s -
+    compute_s + once_s``. What a pass takes beyond its compute is dealt to the kinds in proportion
+    to their seconds, as the pass's longest overlap form weighs them; so is ``once_s``. Of a form
+    that adds communication to all of compute that is each kind's own share; of one where a network
+    bounds the pass it is a convention.
+
+    ``busy_s`` is what the passes take after overlap, with the sends between stages; ``once_s`` is
+    once-a-step communication that nothing hides, ``optimizer_s`` the update after it; ``idle_s`` is
+    the pipeline bubble. ``hbm_s`` is the part of ``compute_s`` in which matmuls wait for memory.
+    ``comms_over_compute`` is the communication that holds the busiest network longest, over
+    compute, both without recompute. ``binding`` is the largest loss, ``communication``, ``bubble``
+    or ``hbm``, or ``compute`` where there is none; ``binding_by`` says of what.
     """
 
     step_time_s: float
@@ -43,6 +48,7 @@ class Breakdown:
     recompute_s: float
     hbm_s: float
     comms_s: dict[str, float]
+    exposed_s: dict[str, float]
     busy_s: float
     once_s: float
     optimizer_s: float
@@ -112,9 +118,9 @@ def breakdown(
     taken = passes(forward, ahead), passes(backward + again, back)
     stage_s: Column = taken[0].max(axis=1) + taken[1].max(axis=1) + send
     # Beside a pass without recompute, as StageCosts has it.
-    exposed = passes(forward, ahead + first).max(axis=1) - taken[0].max(axis=1)
-    alone = passes(backward, plain).max(axis=1)
-    exposed += passes(backward, plain + last).max(axis=1) - alone
+    late = passes(forward, ahead + first), passes(backward, plain + last)
+    exposed = late[0].max(axis=1) - taken[0].max(axis=1)
+    exposed += late[1].max(axis=1) - passes(backward, plain).max(axis=1)
     once = int(exposed.argmax())
     slowest = int(stage_s.argmax())
     m = plan.microbatches
@@ -134,6 +140,25 @@ def breakdown(
     optimizer_s = min(update_s, exposed_s)
     once_s = exposed_s - optimizer_s
     idle_s = max(step_time_s - busy_s - exposed_s, 0.0)
+    dealt = [{"pp": send * m}] if send else []
+    for form, compute_pass, during in (
+        (taken[0], forward, ("forward",)),
+        (taken[1], backward + again, ("backward", "recompute")),
+    ):
+        j = int(form[slowest].argmax())
+        weights = {k: _weighed(forms[j], [flows[k, p][slowest] for p in during]) for k in kinds}
+        waited_s = max(float(form[slowest, j] - compute_pass[slowest]), 0.0) * m
+        dealt.append(_shared(waited_s, weights))
+    late_forms = [forms[int(form[once].argmax())] for form in late]
+    weights = {
+        kind: sum(
+            _weighed(form, [flows[kind, phase][once]])
+            for form, phase in zip(late_forms, phases[3:], strict=True)
+        )
+        for kind in networks
+    }
+    dealt.append(_shared(once_s, weights))
+    exposed_kinds = dict.fromkeys(kind for part in dealt for kind in part)
     layer_s, peak_s = float(compute.layer_forward_s[0]), float(compute.layer_peak_s[0])
     above = max(1.0 - peak_s / layer_s, 0.0) if layer_s else 0.0
     in_layers = compute.layer_forward_s[0] + compute.layer_backward_s[0]
@@ -180,6 +205,7 @@ def breakdown(
         recompute_s=float(again[slowest]) * m,
         hbm_s=hbm_s,
         comms_s=seconds,
+        exposed_s={k: sum(part.get(k, 0.0) for part in dealt) for k in exposed_kinds},
         busy_s=busy_s,
         once_s=once_s,
         optimizer_s=optimizer_s,
@@ -188,6 +214,18 @@ def breakdown(
         binding=binding,
         binding_by=by,
     )
+
+
+def _weighed(form: Column, seconds: list[Column]) -> float:
+    """Seconds on every resource as one overlap form weighs them."""
+    return float(sum(form[1:] @ each for each in seconds))
+
+
+def _shared(total_s: float, weights: Mapping[str, float]) -> dict[str, float]:
+    """A total dealt out in proportion; nothing where nothing has any weight."""
+    whole = sum(weights.values())
+    shares = {kind: total_s * weight / whole for kind, weight in weights.items() if weight}
+    return {kind: share for kind, share in shares.items() if share}
 
 
 def _largest_loss(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,14 @@ import numpy as np
 
 from autoshard.asking import Constraints, read_constraints
 from autoshard.costmodels.candidates import Candidates
-from autoshard.costmodels.chip import Chip
-from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import SpecError
-from autoshard.costmodels.model import Model
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
-from autoshard.costmodels.recipe import Recipe
-from autoshard.costmodels.workload import Workload
 from autoshard.front import ParetoFront
+from autoshard.restoring import problem_of, profile_of
 from autoshard.search.certificate import BYTES_SLACK, KINDS, SLACK, Claim, Exclusions, exclude
-from autoshard.search.check import judge
 from autoshard.search.layout import layouts_of
-from autoshard.search.space import Keep
-from autoshard.solving import AGREE, load_profile, problem_dict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -111,13 +104,19 @@ def certify(
             "functions constrained the models of the search, and there is no certificate of what "
             "they exclude; say it with where."
         )
-    if "chips" in front.search.get("objectives", ()):
-        raise SpecError("a certificate is of time and memory; leave chips out of the objectives.")
     problem = problem_of(front.problem)
-    profile = _profile(front, problem, costs)
-    keep = _keep(front, where, problem, profile)
-    claims = [Claim(budget_bytes=p.memory_bytes, time_s=p.lower_bound_s) for p in front.points]
-    found = exclude(problem, profile, claims, keep)
+    profile = profile_of(front, problem, costs)
+    asked = _constraints(front, where, problem, profile)
+    by_chips = "chips" in front.objectives
+    claims = [
+        Claim(
+            budget_bytes=point.memory_bytes,
+            time_s=point.lower_bound_s,
+            most_chips=point.plan.chips_used if by_chips else np.inf,
+        )
+        for point in front.points
+    ]
+    found = exclude(problem, profile, claims, asked.keep, asked.predicted)
     points = [
         {
             "plan": point.plan.to_dict(),
@@ -130,6 +129,7 @@ def certify(
         "schema": SCHEMA,
         "problem": dict(front.problem),
         "gap": front.search["gap"],
+        "objectives": list(front.objectives),
         "slack": SLACK,
         "bytes_slack": BYTES_SLACK,
         "points": points,
@@ -140,91 +140,21 @@ def certify(
 _SAID = ("step_time_s", "memory_bytes", "lower_bound_s", "gap", "proven")
 
 
-def problem_of(said: Mapping[str, Any]) -> Problem:
-    """The problem that a front says it answers; the inverse of ``problem_dict``.
-
-    Raises:
-        SpecError: the values describe no problem.
-    """
-    try:
-        chip = Chip(**{**said["cluster"]["chip"], "pod_axes": _axes(said["cluster"]["chip"])})
-        cluster = {**said["cluster"], "chip": chip, "topology": tuple(said["cluster"]["topology"])}
-        workload = {f.name: said["workload"][f.name] for f in fields(Workload)}
-        limit = said["capacity_bytes"]
-        return Problem(
-            model=Model(**said["model"]),
-            cluster=Cluster(**cluster),
-            workload=Workload(**workload),
-            recipe=Recipe(**{**said["recipe"], "reshard": tuple(said["recipe"]["reshard"])}),
-            memory_limit_bytes=0 if limit == chip.hbm_bytes else limit,
-        )
-    except (KeyError, TypeError) as error:
-        raise SpecError(f"the front's problem cannot be built again ({error}).") from None
-
-
-def _axes(chip: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(chip["pod_axes"])
-
-
-def _profile(front: ParetoFront, problem: Problem, costs: str | Profile | None) -> Profile:
-    """The costs of a front, which give its plans the times and memories that it says."""
-    name = front.problem["costs"]["profile"]
-    options = front.problem["costs"].get("options", {})
-    if costs is not None:
-        profile = load_profile(costs, chip_kind=problem.cluster.chip.kind)
-    elif name == "textbook":
-        from autoshard.costmodels.textbook import textbook
-
-        layer, rule = options["compute"]["layer"], options["overlap"]["rule"]
-        profile = textbook(layer=layer, overlap=rule)
-    else:
-        try:
-            stack = front.problem["costs"].get("plans_of") and name.removeprefix("calibrated/")
-            profile = load_profile(stack=stack) if stack else load_profile(name)
-        except SpecError as error:
-            raise SpecError(f"give the costs of the front: {error}") from None
-    again = problem_dict(problem, profile, Constraints())
-    again |= {name: front.problem.get(name) for name in ("where", "fix")}
-    if json.loads(json.dumps(again)) != json.loads(json.dumps(dict(front.problem))):
-        raise SpecError(f"the front was found with other costs ({name}): give them as costs.")
-    for point in front.points:
-        step_s, memory = judge(problem, profile, point.plan, _layout_of(problem, point.plan))
-        far = abs(step_s - point.step_time_s) > AGREE * step_s
-        if far or abs(memory - point.memory_bytes) > AGREE * memory:
-            raise SpecError(
-                f"the front was found with other costs ({name}): its plans take other times or "
-                "memory; give them as costs."
-            )
-    return profile
-
-
-def _keep(
+def _constraints(
     front: ParetoFront, where: str | pl.Expr | None, problem: Problem, profile: Profile
-) -> Keep | None:
-    """The constraint of a front, from its text or as it was given."""
+) -> Constraints:
+    """The constraints of a front, from their text or as they were given."""
     said = front.problem["where"]
     if where is not None and str(where) != said:
         raise SpecError(f"the front was found under another constraint: where = {said!r}.")
     try:
-        asked = read_constraints(
+        return read_constraints(
             said if where is None else where, front.problem.get("fix"), problem, profile
         )
     except SpecError as error:
         if where is not None:
             raise
         raise SpecError(f"give the constraint of the front as where: {error}") from None
-    if asked.predicted is not None:
-        raise SpecError(
-            f"the constraint {said!r} is on what plans cost, and there is no certificate of that."
-        )
-    return asked.keep
-
-
-def _layout_of(problem: Problem, plan: Plan) -> int:
-    layout = next(layouts_of(problem, plan), None)
-    if layout is None:
-        raise SpecError(f"no layout of {problem.cluster.name} is {dict(plan.layout)}.")
-    return layout
 
 
 def _mesh_of(problem: Problem, plan: Plan, table: Candidates) -> int:

@@ -10,11 +10,15 @@ from typing import Any
 import click
 
 import autoshard
-from autoshard.app import INTERRUPTED, App, Failed, say
-from autoshard.options import Ratio, cost_profile, problem_arguments, problem_options
+from autoshard import shell_completion
+from autoshard.app import App, say
+from autoshard.options import LAUNCHES, Ratio, problem_options
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+_VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Say on stderr what is done, with seconds."
+)
 
 
 @click.group(
@@ -46,6 +50,7 @@ Examples:
   autoshard solve --model llama3-8b --chip h100 --chips 64 --memory-limit 72GiB --where "tp <= 8"
   autoshard solve --model llama3-8b --chips 64 --where "mfu > 0.9 and memory_gib < 3" --fix tp=4
   autoshard solve --model llama3-70b --pods 1 --front time,memory,chips
+  autoshard solve --model llama3-8b --chip h100 --chips 64 --stack megatron --html report.html
   autoshard solve --model llama3-70b --topology 8x8x8 --points 0 --csv > front.csv""",
 )
 @problem_options
@@ -57,58 +62,33 @@ Examples:
     default="time,memory",
     show_default=True,
     metavar="LIST",
+    shell_complete=shell_completion.some_of(*shell_completion.OBJECTIVES),
     help="What the front trades: time and any of memory, chips.",
 )
+@_VERBOSE
 @click.option("--json", "as_json", is_flag=True, help="Print the documented JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the front as CSV.")
 @click.option("--parquet", metavar="FILE", help="Write the front as Parquet.")
 @click.option("--save", metavar="FILE", help="Write the JSON, for ParetoFront.load.")
 @click.option("--chart", metavar="FILE", help="Draw the front: .html, .svg or .png.")
+@click.option("--html", metavar="FILE", help="Write a page that shows every plan of the front.")
 @click.option(
     "--certificate",
     metavar="FILE",
     help="Write what excludes every other mesh, point by point: .parquet or .json.",
 )
+@click.option(
+    "--near-optimal",
+    type=Ratio(),
+    metavar="RATIO",
+    help="List the plans, one a mesh, that are as good as the fastest within this, such as 2%.",
+)
 @_QUIET
 def solve(**values: Any) -> None:
     """The proven Pareto front of step time against memory per chip, or other objectives."""
-    from autoshard.outputs import (
-        check_certificate,
-        check_chart,
-        check_distinct,
-        check_file,
-        write_chart,
-        write_file,
-    )
+    from autoshard import solve_commands
 
-    if values["as_json"] and values["as_csv"]:
-        raise click.UsageError("--json and --csv both print; give one of them.")
-    files = {name: values[name] for name in ("save", "parquet", "chart")}
-    check_file("--save", files["save"])
-    check_file("--parquet", files["parquet"])
-    check_chart(files["chart"])
-    check_certificate(values["certificate"], where=values["where"], front=values["front"])
-    check_distinct({f"--{name}": values[name] for name in (*files, "certificate")})
-    profile = cost_profile(values)
-    front = _solve(values, profile, points=values["points"])
-    written = [
-        *write_file("--save", files["save"], front.save),
-        *write_file("--parquet", files["parquet"], lambda path: front.frame.write_parquet(path)),
-        *write_file("--chart", files["chart"], lambda path: write_chart(front, path)),
-    ]
-    if values["as_json"]:
-        click.echo(front.to_json())
-    elif values["as_csv"]:
-        click.echo(front.frame.write_csv(), nl=False)
-    else:
-        from autoshard.report import front_report
-
-        about = f"{profile.name}, {profile.description}" if profile.description else profile.name
-        click.echo(front_report(front, tokens=values["tokens"], assumptions=about))
-    if values["certificate"] is not None:
-        written += _certify(values, profile, front)
-    if written and not values["quiet"]:
-        click.echo(f"wrote {', '.join(written)}", err=True)
+    solve_commands.solve(values)
 
 
 @main.command(
@@ -135,33 +115,84 @@ Examples:
 @_QUIET
 def explain(**values: Any) -> None:
     """The scaling book's reasoning, and where the time goes."""
-    import json
+    from autoshard import solve_commands
 
-    from autoshard.explain import explain as reason
-    from autoshard.solving import build_problem
+    solve_commands.explain(values)
 
-    profile = cost_profile(values)
-    if values["why_not"] is not None:
-        _why_not(values, profile)
-        return
-    front = None if values["no_solve"] else _solve(values, profile, points=1)
-    best = None if front is None else front.points[0]
-    explanation = reason(
-        build_problem(values["model"], **problem_arguments(values, profile)),
-        tokens=values["tokens"],
-        mfu=values["mfu"],
-        checkpoints=values["checkpoints"],
-        overlap=values["overlap"] or "max",
-        plan=None if best is None else best.plan,
-        step_time_s=None if best is None else best.step_time_s,
-    )
-    if values["as_json"]:
-        fastest = None if best is None else best.to_dict()
-        click.echo(json.dumps({**explanation.to_dict(), "fastest": fastest}, indent=2))
-        return
-    from autoshard.explain_report import explain_report
 
-    click.echo(explain_report(explanation, front))
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard evaluate --model llama3-70b --pods 1 --plan "tp=4,fsdp=1024,seq_split=1"
+  autoshard evaluate --model llama3-405b --chip h100 --chips 16384 --seq-len 8192 \\
+      --global-batch-tokens 16Mi --stack megatron --plan "tp=8,pp=16,remat=full:1"
+  autoshard evaluate --stack megatron --model llama3-8b --chip h100 --chips 64 -- \\
+      --tensor-model-parallel-size 8 --pipeline-model-parallel-size 2 --micro-batch-size 1
+  autoshard evaluate --stack maxtext --model llama3-70b --config ours.yml
+  autoshard evaluate --stack torchtitan --model llama3-8b --chip h100 --config ours.toml"""
+)
+@problem_options
+@click.argument("arguments", nargs=-1, metavar="[-- ARGUMENT...]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="The plan is that of this launch config: MaxText's .yml, or torchtitan's .toml.",
+)
+@click.option(
+    "--plan",
+    metavar="NAME=VALUE,...",
+    help='Values of the plan, such as "tp=8,pp=16,micro_batch_size=1,remat=full:2"; the others '
+    "get defaults, which are said.",
+)
+@click.option("--no-solve", is_flag=True, help="Do not seek the fastest plan to compare with.")
+@_JSON
+@_QUIET
+def evaluate(**values: Any) -> None:
+    """Price a plan that you run: does it fit, how far from the best is it, what gains most.
+
+    The plan is said by values (--plan), by a launch config (--config), or by the arguments of a
+    launch after --, in the words of --stack.
+    """
+    from autoshard import plan_commands
+
+    click.echo(plan_commands.evaluate(values))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard diff front.json front.json:3
+  autoshard diff 8_pods.json 16_pods.json --json"""
+)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@_JSON
+def diff(a: str, b: str, as_json: bool) -> None:
+    """What separates two saved plans, term by term.
+
+    A and B are FRONT.json, which stands for its fastest plan, or FRONT.json:3, its third; files
+    that `solve --save` or `evaluate --json` wrote.
+    """
+    from autoshard import plan_commands
+
+    click.echo(plan_commands.diff(a, b, as_json=as_json))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard sensitivity --model llama3-70b --pods 1
+  autoshard sensitivity --model llama3-405b --chip h100 --chips 16384 --seq-len 8192 \\
+      --global-batch-tokens 16Mi --stack megatron"""
+)
+@problem_options
+@_JSON
+@_QUIET
+def sensitivity(**values: Any) -> None:
+    """What 10 % more of each resource gives, or another batch: each solved again."""
+    from autoshard import plan_commands
+
+    click.echo(plan_commands.sensitivity(values))
 
 
 @main.command(
@@ -190,19 +221,19 @@ Examples:
 def validate(**values: Any) -> None:
     """Hold predictions against measured runs that they have not seen."""
     from autoshard.costmodels.calibration import load_calibration
-    from autoshard.outputs import write_file
+    from autoshard.outputs import check_file, write_file
+    from autoshard.progress import Progress
     from autoshard.validating import validate as judge
 
-    if values["html"] is not None:
-        from autoshard.validate_page import check_page
-
-        check_page(values["html"])
+    check_file("--html", values["html"])
     own = values["calibration"]
-    validation = judge(
-        values["measurements"],
-        calibration=None if own is None else load_calibration(own),
-        costs=values["costs"],
-    )
+    with Progress(quiet=values["quiet"]) as progress:
+        progress.tell("predicting measured runs")
+        validation = judge(
+            values["measurements"],
+            calibration=None if own is None else load_calibration(own),
+            costs=values["costs"],
+        )
     written = []
     if values["html"] is not None:
         from autoshard.validate_page import validation_page
@@ -275,6 +306,45 @@ def calibrate(file: str | None, output: str | None, as_json: bool, quiet: bool) 
     )
 
 
+@main.command(
+    epilog="""\b
+Examples:
+  autoshard solve --model llama3-70b --chip h100 --chips 512 --stack megatron --save front.json
+  autoshard export front.json --stack megatron > plan.sh
+  autoshard export front.json --stack nemo --within 60GiB
+  autoshard export front.json --stack jax --point 2 --output mesh.py"""
+)
+@click.argument("front")
+@click.option(
+    "--stack",
+    required=True,
+    type=click.Choice(LAUNCHES),
+    help="What the config is for.",
+)
+@click.option("--point", type=int, metavar="N", help="Point of the front.  [default: 1, fastest]")
+@click.option("--within", metavar="SIZE", help="The fastest plan of at most so much memory.")
+@click.option("--output", metavar="FILE", help="Write the config here; without, print it.")
+@click.option("--json", "as_json", is_flag=True, help="JSON of the values, header and notes.")
+@_QUIET
+def export(**values: Any) -> None:
+    """Print a plan of a saved front as a launch config.
+
+    FRONT is a file that `autoshard solve --save` wrote. What the target cannot express is said on
+    stderr, or is an error that names it.
+    """
+    from autoshard.export import export as print_config
+
+    print_config(
+        values["front"],
+        stack=values["stack"],
+        number=values["point"],
+        within=values["within"],
+        output=values["output"],
+        as_json=values["as_json"],
+        quiet=values["quiet"],
+    )
+
+
 @main.command()
 @click.option("--costs", is_flag=True, help="List cost profiles and models instead.")
 @_JSON
@@ -303,82 +373,6 @@ def _list(what: str, values: Any, columns: Any, as_json: bool, note: str = "") -
 
         click.echo(json.dumps({"schema": f"autoshard.{what}/1", what: values()}, indent=2))
         return
-    from autoshard.report import plain_table, render
+    from autoshard.report import narrow_table, render
 
-    click.echo(render(plain_table(columns()), note))
-
-
-def _certify(values: dict[str, Any], profile: Any, front: autoshard.ParetoFront) -> list[str]:
-    """Make the certificate of a front and write it."""
-    from autoshard.outputs import write_file
-    from autoshard.progress import Progress
-
-    if not front.complete:
-        click.echo("no certificate: the search was stopped before its end.", err=True)
-        return []
-    try:
-        with Progress(quiet=values["quiet"]) as progress:
-            progress.tell("writing the certificate")
-            certificate = front.certificate(costs=profile, where=values["where"])
-            return write_file("--certificate", values["certificate"], certificate.save)
-    except KeyboardInterrupt:
-        raise Failed("interrupted before the certificate was written.", INTERRUPTED) from None
-
-
-def _why_not(values: dict[str, Any], profile: Any) -> None:
-    """Answer ``explain --why-not``."""
-    import json
-
-    from autoshard.fixing import parse_fix
-    from autoshard.progress import Progress
-    from autoshard.reasons import why_not
-
-    if values["no_solve"]:
-        raise click.UsageError("--why-not compares plans, and --no-solve seeks none; give one.")
-    with Progress(quiet=values["quiet"]) as progress:
-        found = why_not(
-            values["model"],
-            values["why_not"],
-            **problem_arguments(values, profile),
-            costs=profile,
-            where=values["where"],
-            fix=parse_fix(values["fix"]),
-            gap=values["gap"],
-            time_limit_s=values["time_limit"],
-            progress=progress.tell,
-        )
-    if values["as_json"]:
-        click.echo(json.dumps(found.to_dict(), indent=2))
-        return
-    from autoshard.reasons_report import why_not_report
-
-    click.echo(why_not_report(found))
-
-
-def _solve(values: dict[str, Any], profile: Any, *, points: int) -> autoshard.ParetoFront:
-    """Solve with a line of progress; a warning where the search did not come to its end."""
-    from autoshard.asking import DEFAULT_OBJECTIVES
-    from autoshard.fixing import parse_fix
-    from autoshard.progress import Progress
-    from autoshard.solving import solve as find
-
-    with Progress(quiet=values["quiet"]) as progress:
-        front = find(
-            values["model"],
-            **problem_arguments(values, profile),
-            costs=profile,
-            where=values["where"],
-            fix=parse_fix(values["fix"]),
-            objectives=values.get("front", DEFAULT_OBJECTIVES),
-            points=points,
-            gap=values["gap"],
-            time_limit_s=values["time_limit"],
-            progress=progress.tell,
-        )
-    if not front.complete and not values["quiet"]:
-        say(
-            "warning",
-            "the search was stopped: each plan is real, what is called proven is proven for its "
-            "memory, and points may be missing.",
-        )
-    return front
+    click.echo(render(*narrow_table(columns()), note))

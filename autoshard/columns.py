@@ -23,6 +23,8 @@ SPACE = 2
 #: The words about remat may be cut to this many characters: first, and in the worst case.
 REMAT = (34, 16)
 PROOF, CHIPS = "proof", "chips"
+#: A last column of words may wrap down to this many characters.
+WORDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,27 @@ def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]
     shown = _cut(shown, width, REMAT[1])
     heads = [c.head for c in shown]
     return shown, [c.head for c in columns if c.head not in heads]
+
+
+def narrowed(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
+    """The columns of a plain table that fit into a width, and the heads of those left out.
+
+    Spare columns go first, then the last ones; the first stays. A head that stands twice is said
+    with the one before it.
+    """
+    shown = list(columns)
+    while len(shown) > 1 and _over(shown, width) > _wraps(shown[-1]):
+        spare = max(column.spare for column in shown[1:])
+        shown.pop(max(k for k, column in enumerate(shown) if k and column.spare == spare))
+    heads = [column.head for column in columns]
+    hidden = [k for k, column in enumerate(columns) if not any(column is c for c in shown)]
+    twice = [heads.count(head) > 1 for head in heads]
+    return shown, [f"{heads[k - 1]} {heads[k]}" if twice[k] else heads[k] for k in hidden]
+
+
+def _wraps(last: Column) -> int:
+    """Characters by which a last column may be narrower than its words."""
+    return max(last.width - WORDS, 0) if last.left else 0
 
 
 def _over(columns: Sequence[Column], width: int) -> int:

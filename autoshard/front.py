@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from autoshard.costmodels.checks import shown
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.plan import Plan
 from autoshard.sizes import format_bytes, parse_bytes
+from autoshard.statement import Statement
 
 if TYPE_CHECKING:
     import altair
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from autoshard.certifying import Certificate
     from autoshard.costmodels.profile import Profile
+    from autoshard.nearly import NearOptimal
+    from autoshard.solved import SolvedPlan
 
 #: Version of the JSON form; a reader accepts every schema of the same major number.
 SCHEMA = "autoshard.front/1"
@@ -35,7 +39,9 @@ class FrontPoint:
     ``proven`` that it is within the gap asked for. ``binding`` is the largest loss of the step,
     ``communication``, ``bubble`` or ``hbm``, or ``compute`` where there is none; ``binding_by``
     says of what; ``comms_over_compute`` is the communication that holds the busiest network
-    longest, over compute (recompute left out of both).
+    longest, over compute (recompute left out of both). ``expressible_in`` says of each software
+    stack how it can state the plan; empty where the stack was given, or the front has more than 20
+    points (:attr:`~autoshard.solved.SolvedPlan.expressible_in` answers on demand).
     """
 
     plan: Plan
@@ -50,6 +56,7 @@ class FrontPoint:
     proven: bool
     interval_s: tuple[float, float] | None = None
     breakdown: Mapping[str, Any] = field(default_factory=dict)
+    expressible_in: Mapping[str, Statement] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The point as plain values."""
@@ -62,6 +69,7 @@ class FrontPoint:
             **{name: getattr(self, name) for name in POINT_FIELDS},
             "interval_s": None if self.interval_s is None else list(self.interval_s),
             "breakdown": dict(self.breakdown),
+            "expressible_in": {name: s.to_dict() for name, s in self.expressible_in.items()},
         }
 
 
@@ -77,6 +85,9 @@ POINT_FIELDS = (
     "proven",
 )
 
+#: Parts of a problem that everything made of a front counts on.
+PROBLEM_PARTS = ("model", "cluster", "workload", "costs")
+
 #: Fields of a point that are not numbers.
 _KINDS: Mapping[str, type] = {"binding": str, "binding_by": str, "proven": bool}
 
@@ -88,12 +99,19 @@ class ParetoFront:
     ``problem`` and ``search`` are plain values: what was asked (model, cluster, workload, recipe,
     costs) and how it was found (candidates seen, seconds spent, whether the search ran to its end).
     ``notes`` are sentences about the answer: idle chips and the batch that could fill them.
+    ``profile`` are the costs of a front that this process has solved: charts of its plans need no
+    name for them. It is in no file and in no pickle.
     """
 
     problem: Mapping[str, Any]
     points: tuple[FrontPoint, ...]
     search: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    profile: Profile | None = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A cost model of one's own need not be one that can be pickled.
+        return _without_profile, (self.problem, self.points, self.search, self.notes)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -123,9 +141,17 @@ class ParetoFront:
             f"{format_bytes(min(point.memory_bytes for point in self.points))}."
         )
 
-    def fastest(self, within: str | float | None = None) -> Plan:
-        """The plan of :meth:`point`."""
-        return self.point(within).plan
+    def fastest(self, within: str | float | None = None) -> SolvedPlan:
+        """The plan of :meth:`point`, with its costs and the problem it answers."""
+        return self.solved(self.point(within))
+
+    def solved(self, point: FrontPoint) -> SolvedPlan:
+        """The plan of one of the points, with its costs and the problem it answers."""
+        from autoshard.solved import SolvedPlan
+
+        plan = point.plan
+        values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
+        return SolvedPlan(**values, point=point, front=self)
 
     @property
     def frame(self) -> polars.DataFrame:
@@ -134,11 +160,22 @@ class ParetoFront:
 
         return pl.DataFrame([flat_row(point) for point in self.points])
 
-    def chart(self) -> altair.LayerChart:
-        """Step time against memory per chip, coloured by what binds."""
-        from autoshard.plot import front_chart
+    def chart(self, plan: Any = None, *, others: bool = True) -> altair.LayerChart:
+        """Step time against memory per chip, coloured by what binds, and the memory limit.
 
-        return front_chart(self)
+        Args:
+            plan: a plan of one's own to mark: a :class:`Plan`, which the costs of this front
+                price, or what has ``step_time_s`` and ``memory_bytes``.
+            others: whether to draw plans that this front beat, faint behind it. They are priced
+                for the picture, and left out where the costs or constraints of the front cannot be
+                built again from what it says.
+
+        Raises:
+            SpecError: the plan breaks a rule, or cannot be priced.
+        """
+        from autoshard.charts.drawing import draw_front
+
+        return draw_front(self, plan, others=others)
 
     def certificate(
         self, costs: str | Profile | None = None, where: str | polars.Expr | None = None
@@ -156,6 +193,27 @@ class ParetoFront:
         from autoshard.certifying import certify
 
         return certify(self, costs=costs, where=where)
+
+    def near_optimal(
+        self,
+        within: float,
+        costs: str | Profile | None = None,
+        where: str | polars.Expr | None = None,
+    ) -> NearOptimal:
+        """The best plan of each mesh that is within a share (0.02 for 2 %) of the fastest.
+
+        Args:
+            within: how much longer its step may take, relatively.
+            costs: the costs that found the front, where their name does not say all of them.
+            where: the constraint of the front, where it was not text.
+
+        Raises:
+            SpecError: the share is out of range, the search did not come to its end or was
+                constrained by functions, or its costs or constraint are not known.
+        """
+        from autoshard.nearly import near_optimal
+
+        return near_optimal(self, within, costs=costs, where=where)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form, ``schema`` first."""
@@ -219,18 +277,35 @@ class ParetoFront:
             raise SpecError(f"not a front: a value is of the wrong kind ({error}).") from None
         if not front.points:
             raise SpecError("not a front: it has no point.")
+        for name in PROBLEM_PARTS:
+            if not isinstance(front.problem.get(name), Mapping):
+                raise SpecError(f"not a front: its problem does not say the {name}.")
         return front
+
+
+def _without_profile(
+    problem: Mapping[str, Any],
+    points: tuple[FrontPoint, ...],
+    search: Mapping[str, Any],
+    notes: tuple[str, ...],
+) -> ParetoFront:
+    return ParetoFront(problem=problem, points=points, search=search, notes=notes)
 
 
 def _point(data: Mapping[str, Any]) -> FrontPoint:
     for name in POINT_FIELDS:
         kind = _KINDS.get(name, (int, float))
-        if not isinstance(data[name], kind):
-            raise TypeError(f"{name} = {data[name]!r}")
+        if not isinstance(data[name], kind) or (name not in _KINDS and not isfinite(data[name])):
+            raise TypeError(f"{name} = {shown(data[name])}")
+    if not isinstance(data.get("breakdown", {}), Mapping):
+        raise TypeError(f"breakdown = {shown(data['breakdown'])}")
     return FrontPoint(
         plan=Plan.from_dict(data["plan"]),
         interval_s=_interval(data.get("interval_s")),
         breakdown=data.get("breakdown", {}),
+        expressible_in={
+            name: Statement.from_dict(said) for name, said in data.get("expressible_in", {}).items()
+        },
         **{name: data[name] for name in POINT_FIELDS},
     )
 

@@ -17,6 +17,7 @@ from autoshard.search.blocks import EXPANDED_COLUMNS, expansions, mesh_blocks
 from autoshard.search.front import Options, solve_front
 from autoshard.search.prune import least_memory
 from autoshard.sizes import format_bytes, format_seconds
+from autoshard.unmet import binding_words, model_flops_share
 from autoshard.where import column
 
 
@@ -35,7 +36,8 @@ def why_infeasible(problem: Problem, profile: Profile, options: Options, asked: 
         nearest = _nearest(problem, profile, options)
         if nearest is not None:
             rest = "" if options.keep is None else " that satisfies the rest of it"
-            return f"no plan{stated} satisfies {asked.words}: of every plan{rest}, {nearest}."
+            said = f"no plan{stated} satisfies {asked.words}: of every plan{rest}, {nearest}."
+            return f"{said} {binding_words(problem, profile, options, asked)}".rstrip()
     found = diagnose(problem, profile, asked.expression, asked.fix)
     words = asked.words
     if options.limit is not None:  # what is diagnosed leaves out conditions on predicted columns
@@ -123,8 +125,7 @@ def _nearest(problem: Problem, profile: Profile, options: Options) -> str | None
         best = solve_front(problem, profile, free).points[0]
     except Infeasible:
         return None
-    peak_flops_per_s = problem.peak_flops_per_s * best.plan.chips_used
-    mfu = profile.compute.flops_per_step(problem) / (best.step_time_s * peak_flops_per_s)
+    mfu = model_flops_share(problem, profile, best)
     least = least_memory(problem, profile, options.keep)
     return (
         f"the fastest takes {format_seconds(best.step_time_s)} a step (MFU {mfu * 100:.1f} % on "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autoshard import shell_completion as complete
 from autoshard.costmodels.errors import SpecError
 from autoshard.sizes import parse_count
 
@@ -20,6 +21,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 #: The words of ``autoshard.textbook``; a test compares them.
 LAYERS = ("full", "mlp2")
 OVERLAPS = ("max", "sum")
+
+#: The targets of ``autoshard export``; a test compares them.
+LAUNCHES = ("megatron", "maxtext", "torchtitan", "nemo", "accelerate", "deepspeed", "jax")
 
 #: The options that :func:`autoshard.build_problem` takes under the same name.
 PROBLEM = (
@@ -77,11 +81,15 @@ _OPTIONS = (
         "--model",
         required=True,
         metavar="NAME|PATH",
+        shell_complete=complete.models,
         help="A preset (see `autoshard models`) or a Hugging Face config.json on disk.",
     ),
     click.option("--cluster", metavar="FILE", help="A cluster described in a TOML file."),
     click.option(
-        "--chip", metavar="NAME", help="A chip (see `autoshard clusters`).  [default: v5p]"
+        "--chip",
+        metavar="NAME",
+        shell_complete=complete.chips,
+        help="A chip (see `autoshard clusters`).  [default: v5p]",
     ),
     click.option("--chips", type=int, help="Number of chips in all."),
     click.option("--pods", type=int, help="Number of whole pods.  [default: 1 on TPU]"),
@@ -94,7 +102,11 @@ _OPTIONS = (
     click.option("--global-batch-seqs", type=int, help="The same, in sequences."),
     click.option("--seq-len", type=int, default=4096, show_default=True, help="Tokens a sequence."),
     click.option(
-        "--precision", default="bf16", show_default=True, help="bf16, fp8 or int8, for matmuls."
+        "--precision",
+        default="bf16",
+        show_default=True,
+        shell_complete=complete.one_of(*complete.PRECISIONS),
+        help="bf16, fp8 or int8, for matmuls.",
     ),
     click.option(
         "--memory-limit",
@@ -104,11 +116,13 @@ _OPTIONS = (
     click.option(
         "--costs",
         metavar="NAME",
+        shell_complete=complete.costs,
         help="Cost profile (see `autoshard models --costs`).  [default: textbook]",
     ),
     click.option(
         "--stack",
         metavar="NAME",
+        shell_complete=complete.one_of(*complete.STACKS),
         help="Software stack: its calibrated costs, and the plans that it can state: megatron, "
         "torchtitan, maxtext, ...",
     ),
@@ -120,6 +134,7 @@ _OPTIONS = (
     click.option(
         "--schedule",
         metavar="NAME",
+        shell_complete=complete.one_of(*complete.SCHEDULES),
         help="Pipeline schedule: 1f1b (interleaved where vpp > 1), gpipe or zero-bubble.  "
         "[default: 1f1b, or the stack's]",
     ),
@@ -136,6 +151,7 @@ _OPTIONS = (
     click.option(
         "--reshard",
         metavar="LIST",
+        shell_complete=complete.some_of("3", "2", "1"),
         help="ZeRO stages that plans may use, such as 2,3.  [default: 3, or the stack's]",
     ),
     click.option(
@@ -174,6 +190,18 @@ def problem_arguments(values: Mapping[str, Any], profile: Profile | None = None)
     stored = None if profile is None else profile.recipe
     recipe = _recipe(values["reshard"], stored)
     return {name: values[name] for name in PROBLEM} | {"recipe": recipe}
+
+
+def search_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command's options say of the search, as arguments of :func:`autoshard.solve`."""
+    from autoshard.fixing import parse_fix
+
+    return {
+        "where": values["where"],
+        "fix": parse_fix(values["fix"]),
+        "gap": values["gap"],
+        "time_limit_s": values["time_limit"],
+    }
 
 
 def cost_profile(values: Mapping[str, Any]) -> Profile:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,12 +146,16 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """One part of a constraint: ``kind`` is what it limits, ``time`` or ``memory``."""
+    """One part of a constraint: ``kind`` is what it limits, ``time`` or ``memory``.
+
+    It remembers what it has found for the integers that it names.
+    """
 
     where: str | pl.Expr
     expression: pl.Expr
     kind: str
     names: tuple[str, ...]
+    _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, where: str | pl.Expr, expression: pl.Expr) -> Condition:
@@ -234,8 +238,25 @@ class Condition:
 
     def limit(self, problem: Problem, profile: Profile, candidates: Candidates) -> Column:
         """The last value for which it holds, of each candidate; infinite or negative for none."""
-        first, which = _distinct(candidates, self._integers())
+        names = self._integers()
+        first, which = _distinct(candidates, names)
         rows = candidates.take(first)
+        # Beside its integers, a plan is known by what makes a step time an MFU or tokens a second.
+        asked = (
+            problem.workload.global_batch_tokens,
+            problem.peak_flops_per_s,
+            profile.compute.flops_per_step(problem),
+        )
+        integers = [column(rows, name).tolist() for name in names]
+        keys = [(*asked, *each) for each in zip(*integers, strict=True)] or [asked] * len(rows)
+        fresh = np.array([n for n, key in enumerate(keys) if key not in self._known], dtype=np.intp)
+        if len(fresh):
+            found = self._last(problem, profile, rows.take(fresh))
+            self._known.update(zip((keys[n] for n in fresh), found.tolist(), strict=True))
+        return np.array([self._known[key] for key in keys])[which]
+
+    def _last(self, problem: Problem, profile: Profile, rows: Candidates) -> Column:
+        """The same, of rows whose integers nobody has asked for."""
         low, high = (np.full(len(rows), value) for value in RANGE[self.kind])
         never = ~self.holds(problem, profile, rows, low)
         always = self.holds(problem, profile, rows, high)
@@ -246,8 +267,7 @@ class Condition:
             fits = self.holds(problem, profile, rows, middle.view(np.float64))
             below, above = np.where(fits, middle, below), np.where(fits, above, middle)
         last = np.where(always, np.inf, below.view(np.float64))
-        found: Column = np.where(never, -np.inf, last)[which]
-        return found
+        return np.where(never, -np.inf, last)
 
 
 def _comparisons(expression: pl.Expr) -> Iterator[pl.Expr]:

@@ -18,13 +18,14 @@ from autoshard.conjuncts import conjuncts
 from autoshard.costmodels.errors import Infeasible
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
-from autoshard.costmodels.schedules import scheduled
+from autoshard.costmodels.schedules import schedule_name
+from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
 from autoshard.diagnosis import Condition, Conditions, conditions_of
 from autoshard.front import FrontPoint
 from autoshard.search.blocks import candidates_of, mesh_blocks
 from autoshard.search.nearest import exists
 from autoshard.search.prune import least_memory
-from autoshard.solving import build_problem, load_profile, solve
+from autoshard.solving import resolve, solve
 from autoshard.values import check_values, nearest_values, parse_values, rules_against
 from autoshard.where import compile_where
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 SCHEMA = "autoshard.why_not/1"
 
-#: What :func:`autoshard.build_problem` does not take.
-_NO_PROBLEM = (
-    *("costs", "stack", "calibration", "schedule", "fix", "objectives"),
-    *("gap", "time_limit_s", "progress", "constrain_master", "constrain_stages"),
+#: Arguments of :func:`autoshard.solve` that are for the search alone.
+_SEARCH = (
+    *("fix", "objectives", "gap", "time_limit_s", "progress"),
+    *("constrain_master", "constrain_stages"),
 )
 #: Plans that are asked which rules of a framework they break.
 ASKED = 1_000
@@ -50,7 +51,8 @@ class WhyNot:
 
     * ``fastest``: it has them;
     * ``illegal``: no plan of the space has them; ``reasons`` are the rules, ``nearest`` the values
-      that each may have beside the others;
+      that each may have beside the others. ``ruled_by`` names the framework or the schedule whose
+      rules they are, where they are not those of the space;
     * ``excluded``: ``--where`` excludes all of them; ``reasons`` are its conditions, and ``best``
       is the best plan without it, if one fits;
     * ``stopped``: the search ended before it could say, at the time limit or by Ctrl-C;
@@ -66,6 +68,7 @@ class WhyNot:
     fastest: FrontPoint
     best: FrontPoint | None = None
     reasons: tuple[str, ...] = ()
+    ruled_by: str = ""
     nearest: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     least_bytes: float | None = None
     capacity_bytes: int = 0
@@ -94,6 +97,7 @@ class WhyNot:
             "values": dict(self.values),
             "verdict": self.verdict,
             "reasons": list(self.reasons),
+            "ruled_by": self.ruled_by,
             "nearest": {name: list(values) for name, values in self.nearest.items()},
             "least_bytes": self.least_bytes,
             "capacity_bytes": self.capacity_bytes,
@@ -134,18 +138,8 @@ def why_not(
         Infeasible: the question has no plan at all.
     """
     wanted = parse_values(values) if isinstance(values, str) else check_values(values)
-    asked = {name: value for name, value in question.items() if name not in _NO_PROBLEM}
-    problem = build_problem(model, **asked)
-    profile = load_profile(
-        question.get("costs"),
-        question.get("stack"),
-        question.get("calibration"),
-        problem.cluster.chip.kind,
-    )
-    if question.get("schedule") is not None:
-        profile = scheduled(profile, question["schedule"])
-    if asked.get("recipe") is None and profile.recipe is not None:
-        problem = replace(problem, recipe=profile.recipe)
+    asked = {name: value for name, value in question.items() if name not in _SEARCH}
+    problem, profile = resolve(model, **asked)
     started, complete = time.monotonic(), True
     if fastest is None:
         front = solve(model, where=where, points=1, **question)
@@ -159,6 +153,16 @@ def why_not(
         return found
     fixed = _condition(wanted)
     if not exists(problem, profile.unrestricted, Conditions(parts=(fixed,))):
+        interleaved = profile.unrestricted.replace(OneForwardOneBackward())
+        if not profile.virtual and exists(problem, interleaved, Conditions(parts=(fixed,))):
+            schedule = schedule_name(profile)
+            return replace(
+                found,
+                verdict="illegal",
+                ruled_by=f"schedule {schedule}",
+                reasons=(f"vpp = {wanted['vpp']}, and {schedule} has no virtual stages",),
+                nearest={"vpp": (1,)},
+            )
         return replace(
             found,
             verdict="illegal",
@@ -166,7 +170,12 @@ def why_not(
             nearest=nearest_values(problem, wanted),
         )
     if not exists(problem, profile, Conditions(parts=(fixed,))):
-        return replace(found, verdict="illegal", reasons=_unstatable(problem, profile, fixed))
+        return replace(
+            found,
+            verdict="illegal",
+            ruled_by=profile.legality.framework,
+            reasons=_unstatable(problem, profile, fixed),
+        )
     allowed = conditions_of(where, question.get("fix"))
     parts = list(allowed.values())
     both = Conditions(parts=(fixed, *parts))

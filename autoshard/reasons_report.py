@@ -29,7 +29,8 @@ def why_not_lines(found: WhyNot) -> list[str]:
         return [f"The fastest plan has {asked}.", fastest]
     lines = []
     if found.verdict == "illegal":
-        lines.append(f"No plan has {asked}: {'; '.join(found.reasons)}.")
+        of = f" of {found.ruled_by}" if found.ruled_by else ""
+        lines.append(f"No plan{of} has {asked}: {'; '.join(found.reasons)}.")
         for name, near in found.nearest.items():
             beside = ", ".join(f"{k} = {v}" for k, v in found.values.items() if k != name)
             if near and found.values[name] not in near:

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autoshard.breakdown import step_parts
-from autoshard.columns import SPACE, Column, fit, front_columns, said_once
+from autoshard.columns import SPACE, Column, fit, front_columns, narrowed, said_once
 from autoshard.front import FrontPoint, ParetoFront
 from autoshard.scatter import scatter
 from autoshard.sizes import format_bytes, format_seconds
+from autoshard.statement import statement_words
 from autoshard.words import (
     binding_words,
     chips_words,
@@ -78,9 +79,11 @@ def front_report(front: ParetoFront, *, tokens: float, assumptions: str) -> str:
     picture = scatter(front) if width >= PICTURE_WIDTH else []
     if picture:
         parts += [Text(), Text("\n".join(picture), no_wrap=True)]
-    parts += [Text(), *(_hanging(note, "- ") for note in front.notes)]
+    stated = statement_words(front.points[0].expressible_in)
+    notes = [*([f"The fastest plan {stated}."] if stated else []), *front.notes]
+    parts += [Text(), *(hanging(note, "- ") for note in notes)]
     last = (search_line(front), f"Costs: {assumptions}.{schedule_words(front)}")
-    parts += [_hanging(line, style="dim") for line in last]
+    parts += [hanging(line, style="dim") for line in last]
     return render(*parts, width=width)
 
 
@@ -94,7 +97,7 @@ def headline(front: ParetoFront, tokens: float) -> Group:
         f"{interval_words(best)}, {format_bytes(best.memory_bytes)}/chip, "
         f"MFU {best.mfu * 100:.1f} %, {days} days for {count_words(tokens)} tokens",
     )
-    return Group(first, *(_hanging(line, "  ") for line in plan_lines(front, best)))
+    return Group(first, *(hanging(line, "  ") for line in plan_lines(front, best)))
 
 
 def plan_lines(front: ParetoFront, point: FrontPoint) -> list[str]:
@@ -118,7 +121,7 @@ def front_table(front: ParetoFront, tokens: float, width: int) -> Group:
         parts.append(Text(f"All {len(front.points)} plans: {', '.join(same)}.", style="dim"))
     if hidden:
         text = f"Too narrow for: {', '.join(hidden)}. A wider terminal, --csv or --json shows them."
-        parts.append(_hanging(text, style="dim"))
+        parts.append(hanging(text, style="dim"))
     return Group(*parts)
 
 
@@ -145,6 +148,15 @@ def plain_table(
             )
         )
     return table
+
+
+def narrow_table(columns: Sequence[Column]) -> list[RenderableType]:
+    """A plain table of the columns that the terminal has room for, and which it has none for."""
+    shown, hidden = narrowed(columns, terminal_width())
+    if not hidden:
+        return [plain_table(shown)]
+    text = f"Too narrow for: {', '.join(hidden)}. A wider terminal or --json shows them."
+    return [plain_table(shown), Text(text, style="dim")]
 
 
 def search_line(front: ParetoFront) -> str:
@@ -185,10 +197,10 @@ def part_lines(point: FrontPoint) -> list[RenderableType]:
     said = f"Communication, hidden or not: {listed}; " if listed else "No communication; "
     ratio = percent(point.comms_over_compute)
     said += f"the longest on one network takes {ratio} of the time of compute (without recompute)."
-    return [table, Text(), _hanging(said)]
+    return [table, Text(), hanging(said)]
 
 
-def _hanging(text: str, lead: str = "", style: str = "") -> RenderableType:
+def hanging(text: str, lead: str = "", style: str = "") -> RenderableType:
     """A paragraph whose further lines are indented like its first."""
     if not lead:
         return Text(text, style=style)

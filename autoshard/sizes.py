@@ -22,7 +22,12 @@ LARGEST = 2**60
 
 
 def parse_bytes(text: str | float) -> int:
-    """Bytes from ``"72GiB"``, ``"80GB"`` or a number of bytes.
+    """Bytes from ``"72GiB"``, ``"80GB"`` or a number; part of a byte counts as a whole one.
+
+    So a plan fits the ``memory_bytes`` that an answer says of it, which need not be whole.
+
+    >>> parse_bytes("80GB")
+    80000000000
 
     Raises:
         SpecError: it is no size, not positive, or above 2**60.
@@ -32,6 +37,9 @@ def parse_bytes(text: str | float) -> int:
 
 def parse_count(text: str | float) -> int:
     """A count from ``"16M"``, ``"15T"``, ``"4Mi"`` (2^22) or a number.
+
+    >>> parse_count("4Mi")
+    4194304
 
     Raises:
         SpecError: it is no whole positive count, or above 2**60.
@@ -57,7 +65,9 @@ def _parse(text: str | float, units: dict[str, int], what: str, examples: str) -
         raise SpecError(
             f"{shown(text)} is beyond any real {what} (at most 2**60): write {examples}."
         )
-    return round(value)
+    whole = round(value)
+    # More than the noise of a product, 72.3 times 2**30, is meant.
+    return whole + (what == "size" and value - whole > 4e-15 * value)
 
 
 def format_bytes(value: float) -> str:
@@ -70,5 +80,9 @@ def format_bytes(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """Seconds for people: milliseconds below one second."""
+    """Seconds for people: milliseconds below one second.
+
+    >>> format_seconds(0.4294)
+    '429.4 ms'
+    """
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"

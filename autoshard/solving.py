@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from autoshard.asking import DEFAULT_OBJECTIVES, Constraints, read_constraints, search_options
-from autoshard.breakdown import breakdown
+from autoshard.answering import answer
+from autoshard.asking import DEFAULT_OBJECTIVES, read_constraints, search_options
 from autoshard.costmodels.checks import shown
 from autoshard.costmodels.cluster import Cluster
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.model import Model
 from autoshard.costmodels.problem import Problem
-from autoshard.costmodels.profile import CostModel, Evidence, Profile
+from autoshard.costmodels.profile import CostModel, Profile
 from autoshard.costmodels.recipe import Recipe
-from autoshard.costmodels.schedules import schedule_name, scheduled
+from autoshard.costmodels.schedules import scheduled
 from autoshard.costmodels.workload import DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, Workload
-from autoshard.front import FrontPoint, ParetoFront, breakdown_dict
-from autoshard.idle import idle_notes
+from autoshard.front import ParetoFront
 from autoshard.infeasible import why_infeasible
-from autoshard.search.check import judge
-from autoshard.search.front import Options, Result, solve_front
+from autoshard.search.front import solve_front
 from autoshard.search.stage_model import Constrain
 from autoshard.sizes import parse_bytes
-from autoshard.stack_notes import restriction_notes, split_notes, torus_notes
 
 if TYPE_CHECKING:
     import polars as pl
-
-#: The judge and the search must agree to this relative difference.
-AGREE = 1e-6
 
 
 def build_problem(
@@ -138,7 +130,8 @@ def solve(
         global_batch_seqs: the same in sequences; give one of the two.
         seq_len: tokens of one sequence.
         precision: ``bf16``, ``fp8`` or ``int8``; the chip must have that peak.
-        memory_limit: what a plan may use on one chip, ``"72GiB"`` or bytes (default: all HBM).
+        memory_limit: what a plan may use on one chip, ``"72GiB"`` or bytes; part of a byte
+            counts as a whole one (default: all HBM).
         recipe: bytes per parameter, gradient and optimizer state; allowed ``reshard`` (default:
             the profile's own, or the book's).
         costs: the name of a cost profile, or a :class:`Profile` (default ``textbook``).
@@ -155,14 +148,15 @@ def solve(
         time_limit_s: stop then, with the best front so far.
         constrain_master: called with the CP-SAT master model and its named variables.
         constrain_stages: called with each CP-SAT stage model and its named variables.
-        progress: called with a line of text for each point found.
+        progress: called with a line of text at each step of the search: what is left to search,
+            the incumbent and its gap, each point as it is proven.
 
     Raises:
         SpecError: an input is wrong; the message names it.
         Infeasible: no plan satisfies the problem; the message says what would.
         CostModelError: a cost model refuses the problem or breaks its contract.
     """
-    problem = build_problem(
+    problem, profile = resolve(
         model,
         cluster=cluster,
         chip=chip,
@@ -175,12 +169,11 @@ def solve(
         precision=precision,
         memory_limit=memory_limit,
         recipe=recipe,
+        costs=costs,
+        stack=stack,
+        calibration=calibration,
+        schedule=schedule,
     )
-    profile = load_profile(costs, stack, calibration, problem.cluster.chip.kind)
-    if schedule is not None:
-        profile = scheduled(profile, schedule)
-    if recipe is None and profile.recipe is not None:
-        problem = replace(problem, recipe=profile.recipe)
     asked = read_constraints(where, fix, problem, profile)
     options = search_options(
         asked,
@@ -207,7 +200,26 @@ def solve(
     if options.time_limit_s is not None:
         left = options.time_limit_s - (time.monotonic() - started)
         options = replace(options, time_limit_s=left)
-    return _front(problem, profile, options, result, asked)
+    return answer(problem, profile, options, result, asked)
+
+
+def resolve(
+    model: Model | str | os.PathLike[str],
+    *,
+    costs: str | Profile | None = None,
+    stack: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    schedule: str | None = None,
+    **asked: Any,
+) -> tuple[Problem, Profile]:
+    """The problem and the costs behind :func:`solve`, state stored as the costs say."""
+    problem = build_problem(model, **asked)
+    profile = load_profile(costs, stack, calibration, problem.cluster.chip.kind)
+    if schedule is not None:
+        profile = scheduled(profile, schedule)
+    if asked.get("recipe") is None and profile.recipe is not None:
+        problem = replace(problem, recipe=profile.recipe)
+    return problem, profile
 
 
 def load_profile(
@@ -261,152 +273,3 @@ def load_profile(
             f"costs must be the name of a cost profile or a Profile, got {shown(costs)}{hint}."
         )
     return costs
-
-
-def _front(
-    problem: Problem, profile: Profile, options: Options, result: Result, asked: Constraints
-) -> ParetoFront:
-    """Judge every point again, say where its time goes, and dress the answer."""
-    started = time.monotonic()
-    points = []
-    rows = np.array([point.row for point in result.points])
-    evidence = profile.evidence(problem, result.rows.candidates.take(rows))
-    factors = evidence.interval
-    for point in result.points:
-        row = result.rows.candidates.take(slice(point.row, point.row + 1))
-        step_s, memory = judge(problem, profile, point.plan, int(row.layout[0]))
-        if (
-            abs(step_s - point.step_time_s) > AGREE * step_s
-            or abs(memory - point.memory_bytes) > AGREE * memory
-        ):
-            raise AssertionError(
-                f"the judge disagrees with the search on {point.plan}: "
-                f"{step_s} s and {memory} bytes, not {point.step_time_s} s and {point.memory_bytes}"
-            )
-        if memory > problem.capacity_bytes * (1.0 + AGREE):
-            raise AssertionError(
-                f"the search chose {point.plan}, whose {memory} bytes exceed the "
-                f"{problem.capacity_bytes} of a chip"
-            )
-        if asked.predicted is not None:
-            asked.predicted.check_found(problem, profile, row, step_s, memory)
-        parts = breakdown(problem, profile, point.plan, row, step_s)
-        used_flops_per_s = problem.peak_flops_per_s * point.plan.chips_used
-        points.append(
-            FrontPoint(
-                plan=point.plan,
-                step_time_s=step_s,
-                memory_bytes=memory,
-                mfu=profile.compute.flops_per_step(problem) / (step_s * used_flops_per_s),
-                binding=parts.binding,
-                binding_by=parts.binding_by,
-                comms_over_compute=parts.comms_over_compute,
-                lower_bound_s=min(point.lower_bound_s, step_s),
-                gap=max(step_s / point.lower_bound_s - 1.0, 0.0),
-                proven=point.proven,
-                interval_s=None if factors is None else (step_s * factors[0], step_s * factors[1]),
-                breakdown=breakdown_dict(parts),
-            )
-        )
-    result.tally.seconds["judge"] = time.monotonic() - started
-    best = result.points[0]
-    rules: list[str] = []
-    if not profile.legality.free and result.complete:
-        with result.tally.timed("without the stack's rules"):
-            rules = [
-                *restriction_notes(problem, profile, options, best),
-                *torus_notes(problem, profile, best.plan),
-            ]
-    search = {
-        "complete": result.complete,
-        "gap": options.gap,
-        "points": options.points,
-        "objectives": list(options.objectives),
-        "constrained": bool(options.constrain_master or options.constrain_stages),
-        **asdict(result.tally),
-    }
-    return ParetoFront(
-        problem=problem_dict(problem, profile, asked),
-        points=tuple(points),
-        search=search,
-        notes=tuple(rules)
-        + tuple(split_notes(problem, profile, best.plan))
-        + tuple(
-            idle_notes(
-                problem,
-                profile,
-                points[0].plan,
-                proven=points[0].proven,
-                gap=points[0].gap,
-                step_time_s=points[0].step_time_s,
-                keep=options.keep,
-                limit=options.limit,
-            )
-        )
-        + tuple(_evidence_notes(evidence, points)),
-    )
-
-
-def _evidence_notes(evidence: Evidence, points: Sequence[FrontPoint]) -> Iterator[str]:
-    """Which plans the costs cannot tell apart, where constants are from, and what is guessed."""
-    if evidence.interval is not None:
-        _, high = evidence.interval
-        error = high - 1.0
-        near = sum(p.step_time_s <= points[0].step_time_s * (1.0 + error) for p in points)
-        if near > 1:
-            yield (
-                f"The first {near} plans lie within the error of the cost models "
-                f"({error * 100:.3g} % for four of five runs like these): measure before choosing "
-                "between them by time."
-            )
-    yield from evidence.notes
-    if evidence.guessed:
-        yield f"Guessed, because no published run fixes them: {_some(evidence.guessed)}."
-    if evidence.unmeasured:
-        yield f"Outside of what was measured, in the fastest plan: {_some(evidence.unmeasured)}."
-
-
-def _some(words: Sequence[str], most: int = 2) -> str:
-    """The first few, and how many more there are."""
-    more = len(words) - most
-    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
-
-
-def problem_dict(problem: Problem, profile: Profile, asked: Constraints) -> dict[str, Any]:
-    """The resolved problem as plain values: enough to read it, and to ask it again."""
-    cluster, workload = problem.cluster, problem.workload
-    chip = asdict(cluster.chip)
-    chip.pop("sources")
-    chip["pod_axes"] = list(cluster.chip.pod_axes)
-    framework = None if profile.legality.free else profile.legality.framework
-    costs: dict[str, Any] = {"profile": profile.name, "plans_of": framework}
-    costs |= {"schedule": schedule_name(profile)}
-    costs |= {model.role: model.name for model in profile.models}
-    if profile.origin:
-        costs["calibration"] = dict(profile.origin)
-    costs["options"] = {model.role: _options_of(model) for model in profile.models}
-    return {
-        "model": asdict(problem.model),
-        "cluster": {
-            "name": cluster.name,
-            "chip": chip,
-            "chips": cluster.chips,
-            "pods": cluster.pods,
-            "topology": list(cluster.topology),
-        },
-        "workload": {**asdict(workload), "global_batch_tokens": workload.global_batch_tokens},
-        "recipe": asdict(problem.recipe) | {"reshard": list(problem.recipe.reshard)},
-        "capacity_bytes": problem.capacity_bytes,
-        "costs": costs,
-        "where": asked.where,
-        "fix": dict(asked.fix),
-    }
-
-
-def _options_of(model: CostModel) -> dict[str, Any]:
-    """The settings of a cost model that are plain values."""
-    if not is_dataclass(model):
-        return {}
-    said = ("name", "role", "covers")
-    values = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in said}
-    return {k: v for k, v in values.items() if isinstance(v, (str, int, float, bool))}

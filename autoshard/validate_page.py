@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-from importlib.util import find_spec
 from typing import Any
 
 import altair as alt
 import polars as pl
 
 from autoshard.columns import Column
-from autoshard.costmodels.errors import SpecError
 from autoshard.validate_report import sections
 from autoshard.validate_tables import errors
 from autoshard.validating import Validation
@@ -37,22 +35,6 @@ class _Inline(json.JSONEncoder):
 
     def encode(self, o: Any) -> str:
         return super().encode(o).replace("<", "\\u003c")
-
-
-def check_page(path: str | None) -> None:
-    """Refuse a page that cannot be made here.
-
-    Raises:
-        SpecError: its place cannot be written, or what makes charts work offline is missing.
-    """
-    from autoshard.outputs import check_file
-
-    check_file("--html", path)
-    if path is not None and find_spec("vl_convert") is None:
-        raise SpecError(
-            f"--html {path}: a page that works offline needs vl-convert; "
-            "pip install 'autoshard[png]'."
-        )
 
 
 def validation_page(validation: Validation) -> str:

@@ -31,6 +31,8 @@ _ERRORS = {
     "hfu_p90": "p90",
     "coverage": "inside",
 }
+#: Those that a narrow terminal does without, the first to stay first.
+_SPARE = ("in_sample_median", "hfu_median", "mfu_median", "in_sample_p90", "hfu_p90", "mfu_p90")
 #: Columns of a row in the JSON, in their order; ``interval_s`` stands for the two ends.
 _ROW = (
     *("id", "source", "tier", "chip", "precision", "experts", "stack", "model", "plan"),
@@ -46,12 +48,12 @@ def validation_report(validation: Validation) -> str:
     """The tables as text."""
     from rich.text import Text
 
-    from autoshard.report import plain_table, render
+    from autoshard.report import narrow_table, render
 
     parts: list[Any] = []
     for title, columns, notes in sections(validation):
         parts.append(Text(title, style="bold"))
-        parts += [plain_table(columns)] if columns else []
+        parts += narrow_table(columns) if columns else []
         parts += [*notes, ""]
     return render(*parts[:-1])
 
@@ -155,7 +157,11 @@ def _errors(rows: pl.DataFrame, *by: str) -> list[Column]:
         *(_column(name, table[name].to_list(), left=True) for name in by),
         _column("rows", table["rows"].to_list()),
         *(
-            _column(head, [_cell(value, signed=name == "bias") for value in table[name]])
+            _column(
+                head,
+                [_cell(value, signed=name == "bias") for value in table[name]],
+                spare=_SPARE.index(name) + 1 if name in _SPARE else 0,
+            )
             for name, head in _ERRORS.items()
         ),
     ]
@@ -274,8 +280,8 @@ def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _column(head: str, cells: Sequence[Any], left: bool = False) -> Column:
-    return Column(head=head, cells=tuple(map(str, cells)), left=left)
+def _column(head: str, cells: Sequence[Any], left: bool = False, spare: int = 0) -> Column:
+    return Column(head=head, cells=tuple(map(str, cells)), left=left, spare=spare)
 
 
 def _cell(share: float | None, signed: bool = False) -> str:

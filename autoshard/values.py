@@ -13,7 +13,8 @@ from autoshard.costmodels.checks import check_count, shown
 from autoshard.costmodels.errors import SpecError, UnknownName
 from autoshard.costmodels.problem import Problem
 from autoshard.search.blocks import EXPANDED_COLUMNS, expansions, mesh_blocks
-from autoshard.search.space import tensor_degrees, virtual_stages
+from autoshard.search.interleaving import full_stage, virtual_stages
+from autoshard.search.space import tensor_degrees
 from autoshard.where import NAMES, column
 
 EXAMPLE = "tp=16,pp=16"
@@ -56,11 +57,19 @@ def rules_against(problem: Problem, values: Mapping[str, int]) -> Iterator[str]:
 
     Where each value alone is legal and no rule is broken by name, one sentence says so.
     """
-    broken = [*_shape_rules(problem, values), *_size_rules(problem, values)]
+    broken = [*rules_by_name(problem, values), *chunk_rules(problem, values)]
     if not broken:
         said = " and ".join(f"{name} = {value}" for name, value in values.items())
         broken = [f"no mesh of the space has {said} together"]
     yield from broken
+
+
+def rules_by_name(problem: Problem, values: Mapping[str, int]) -> list[str]:
+    """The rules that single values break, or several by what they come to, as sentences.
+
+    No framework trains with such values; uneven chunks (:func:`chunk_rules`) are not among them.
+    """
+    return [*_shape_rules(problem, values), *_size_rules(problem, values)]
 
 
 def _shape_rules(problem: Problem, values: Mapping[str, int]) -> Iterator[str]:
@@ -108,11 +117,13 @@ def _size_rules(problem: Problem, values: Mapping[str, int]) -> Iterator[str]:
     """Rules of the pipeline, the cluster and the recipe."""
     model, cluster = problem.model, problem.cluster
     pp, vpp = values.get("pp", 1), values.get("vpp", 1)
-    if pp * vpp > model.n_layers:
-        yield f"pp * vpp is at most the {model.n_layers} layers; {pp * vpp:,} is more"
-    elif "pp" in values and vpp not in virtual_stages(model.n_layers, pp):
-        even = " or ".join(map(str, sorted({model.n_layers // pp, -(-model.n_layers // pp)})))
-        yield f"vpp divides the layers of an even stage, {even}; {vpp} does not"
+    if pp > model.n_layers:
+        yield f"pp is at most the {model.n_layers} layers; {pp:,} is more"
+    elif vpp > 1 and pp * vpp > model.n_layers + 2:
+        yield (
+            f"pp * vpp is at most the {model.n_layers} layers, the embedding and the head; "
+            f"{pp * vpp:,} is more"
+        )
     if vpp > 1 and "pp" in values and (pp == 1 or values.get("microbatches", pp) % pp):
         yield f"interleaving (vpp > 1) wants pp > 1 and microbatches in whole rounds of pp = {pp}"
     fsdp = values.get("fsdp", values.get("batch_split", 1) * values.get("seq_split", 1))
@@ -135,6 +146,14 @@ def _size_rules(problem: Problem, values: Mapping[str, int]) -> Iterator[str]:
     if "reshard" in values and values["reshard"] not in problem.recipe.reshard:
         allowed = ", ".join(map(str, sorted(problem.recipe.reshard)))
         yield f"reshard is one of those that the recipe allows ({allowed})"
+
+
+def chunk_rules(problem: Problem, values: Mapping[str, int]) -> Iterator[str]:
+    """The rule on chunks that ``pp`` and ``vpp`` break together, as a sentence."""
+    layers, pp, vpp = problem.model.n_layers, values.get("pp", 1), values.get("vpp", 1)
+    if 1 < pp <= layers and pp * vpp <= layers + 2 and vpp not in virtual_stages(layers, pp):
+        full = full_stage(layers, pp)
+        yield f"vpp divides the layers of a full stage, {full}; {vpp} does not"
 
 
 def nearest_values(problem: Problem, values: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

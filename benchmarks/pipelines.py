@@ -32,14 +32,15 @@ from autoshard.costmodels.stack import STACKS, Stack
 from autoshard.runs import Run, load_runs
 from autoshard.search import dealing, families
 from autoshard.search.check import judge
+from autoshard.search.interleaving import virtual_stages
 from autoshard.search.rows import price_rows
 from autoshard.search.stage_model import StageModel
 from autoshard.search.stages import Leaf, Stage
 
 #: LLaMA-3 405B as trained on 16,384 H100 (arXiv 2407.21783, table 4).
 LLAMA3 = "llama3-002"
-#: Virtual stages of 126 layers on 16 stages: 7 layers in chunks of one, or whole chunks of 8.
-LLAMA3_VPP = (7, 4, 2, 1)
+#: Virtual stages of 126 layers on 16 stages, as many as the authors had and fewer.
+LLAMA3_VPP = (8, 4, 2, 1)
 #: A gain of a run that counts.
 COUNTS = 1e-3
 #: A gain that is none.
@@ -209,11 +210,11 @@ def first_of_each(runs: Sequence[Run]) -> list[Run]:
 def run_mesh(run: Run, *, free: bool) -> Mesh:
     """The mesh of a run.
 
-    Frameworks may deal the embedding and the loss as layers: a chunk then holds no other. The space
-    wants a layer in each chunk, so that such a run has as many chunks as layers.
+    Of more chunks than the space deals layers to, it has as many as that.
     """
     c = run.candidates
-    chunks = np.minimum(c.vpp, run.problem.model.n_layers // c.pp)
+    most = virtual_stages(run.problem.model.n_layers, int(c.pp[0]))[-1]
+    chunks = np.minimum(c.vpp, max(most, run.problem.model.n_layers // int(c.pp[0])))
     return Mesh.of(run.id, run.problem, run.stack, c.replace(vpp=chunks), free=free)
 
 

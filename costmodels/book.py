@@ -24,6 +24,9 @@ def training_flops(params: float, tokens: float) -> float:
 
     The dot products of attention are left out, as in the book; :func:`dot_flops_per_token` has
     them.
+
+    >>> training_flops(70e9, 15e12)
+    6.3e+24
     """
     return TRAINING_FLOPS * params * tokens
 
@@ -52,7 +55,11 @@ def compute_s(flops: float, *, chips: float, flops_per_s: float, mfu: float = 1.
 
 
 def training_days(flops: float, *, chips: float, flops_per_s: float, mfu: float) -> float:
-    """Days of a run at an assumed MFU (applied-training.md)."""
+    """Days of a run at an assumed MFU (applied-training.md).
+
+    >>> round(training_days(6.3e24, chips=8960, flops_per_s=4.59e14, mfu=0.4), 1)
+    44.3
+    """
     return compute_s(flops, chips=chips, flops_per_s=flops_per_s, mfu=mfu) / DAY_S
 
 

@@ -167,6 +167,34 @@ FACTS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Bytes:
+    """What a chip's memory is made of: bytes, parameters, and bytes of a parameter, ``[n]`` each.
+
+    Parameters of a rank: ``layer``, ``embedding``, ``head`` and ``table``, which both ends have.
+    Bytes of a parameter: ``weights``, ``grads`` and ``optimizer`` (with copies of weights);
+    ``gather`` of a gathered weight and ``reduced`` of a whole gradient, ``held`` and ``lookup`` of
+    a table. Bytes: ``saved`` ``[n, r]``, ``backward``, ``logits``, ``outputs``.
+    """
+
+    shards: Column
+    weights: Column
+    grads: Column
+    optimizer: Column
+    layer: Column
+    table: Column
+    embedding: Column
+    head: Column
+    gather: Column
+    held: Column
+    lookup: float
+    reduced: Column
+    saved: Column
+    backward: Column
+    logits: Column
+    outputs: Column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedMemory:
     """The memory of a stack, in bytes as nvidia-smi counts them (see :func:`metric_bytes`)."""
 
@@ -179,55 +207,124 @@ class CalibratedMemory:
         self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]
     ) -> MemoryCost:
         """Bytes on one chip; arrays ``[n]`` and ``[n, r]``."""
+        facts, b = memory_facts(self.stack), self._bytes(problem, candidates, ladder)
+        per_param = b.weights + b.grads + b.optimizer
+        backward = b.backward + b.layer * b.reduced
+        loss = b.logits + (b.gather - b.held) * b.table
+        fixed = backward + b.layer * facts.gathered_layers * b.gather
+        if facts.keeps_outputs:
+            fixed = fixed + b.outputs
+        return MemoryCost(
+            layer_state_bytes=per_param * b.layer,
+            embedding_state_bytes=per_param * b.embedding + (b.held + b.lookup) * b.table,
+            # Beside the gathered tables, the head's gradient waits for that of the embedding.
+            head_state_bytes=(per_param + b.held) * b.head
+            + b.held * b.table
+            + facts.allocator * np.maximum(loss - backward, 0.0),
+            saved_bytes=facts.allocator * b.saved,
+            fixed_bytes=facts.allocator * fixed + facts.bucket_bytes + facts.overhead_bytes,
+        )
+
+    def by_kind(
+        self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]
+    ) -> dict[str, MemoryCost]:
+        """The same bytes by what they are for; what comes and goes with the allocator's share.
+
+        Gradients of the lookup count as gradients, whole gradients of one layer as transients of
+        its backward pass, outputs that wait for their send as activations. ``logits`` is what the
+        loss needs beyond a backward pass, its gathered table included.
+        """
+        facts, b = memory_facts(self.stack), self._bytes(problem, candidates, ladder)
+        none, unsaved = np.zeros(len(candidates)), np.zeros_like(b.saved)
+        backward = b.backward + b.layer * b.reduced
+        loss = b.logits + (b.gather - b.held) * b.table
+        copies = facts.copy_bytes / b.shards
+
+        def cost(
+            layer: Column = none,
+            embedding: Column = none,
+            head: Column = none,
+            saved: Column = unsaved,
+            fixed: Column = none,
+        ) -> MemoryCost:
+            return MemoryCost(
+                layer_state_bytes=layer,
+                embedding_state_bytes=embedding,
+                head_state_bytes=head,
+                saved_bytes=saved,
+                fixed_bytes=fixed,
+            )
+
+        def state(per_param: Column, of_table: Column = none) -> MemoryCost:
+            embedding = per_param * b.embedding + of_table * b.table
+            return cost(per_param * b.layer, embedding, per_param * b.head)
+
+        outputs = b.outputs if facts.keeps_outputs else none
+        lookup: Column = none + b.lookup
+        return {
+            "parameters": state(b.weights + copies),
+            "gradients": state(b.grads, lookup),
+            "optimizer state": state(b.optimizer - copies),
+            "activations in flight": cost(
+                saved=facts.allocator * b.saved, fixed=facts.allocator * outputs
+            ),
+            "gathered weights": cost(
+                embedding=b.held * b.table,
+                head=b.held * b.head + b.held * b.table,
+                fixed=facts.allocator * b.layer * facts.gathered_layers * b.gather,
+            ),
+            "backward transients": cost(fixed=facts.allocator * backward),
+            "logits": cost(head=facts.allocator * np.maximum(loss - backward, 0.0)),
+            "framework overhead": cost(fixed=none + facts.bucket_bytes + facts.overhead_bytes),
+        }
+
+    def _bytes(self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]) -> _Bytes:
+        """What both answers are made of."""
         facts = memory_facts(self.stack)
         model, recipe = problem.model, problem.recipe
         shapes = shard_shapes(problem, candidates)
         widths = self._widths(problem, candidates, shapes)
         # Frameworks shard state over the context-parallel ranks too.
         shards = (candidates.fsdp * candidates.cp).astype(np.float64)
-        per_param = self._state(problem, candidates, shards)
+        weights, grads, optimizer = self._state(problem, candidates, shards)
 
         small = (model.norm_params + model.bias_params) / model.n_layers
-        layer = layer_params_per_rank(problem, shapes, "full") + small
         table = model.vocab * model.d_model / candidates.tp
-        # A tied table is held once where one stage has both ends.
-        head = np.where((candidates.pp == 1) & model.tied_embeddings, 0.0, table)
-
         # ZeRO-3 gathers weights for a while; from ZeRO-2 on, so is a gradient whole for a while.
         sharded = shards > 1
         gather = np.where((candidates.reshard >= 3) & sharded, COMPUTE_BYTES, 0.0)
         whole = COMPUTE_BYTES + (recipe.grad_bytes if facts.casts_gradients else 0.0)
-        reduced = np.where((candidates.reshard >= 2) & sharded, whole, 0.0)
-        held = gather if facts.keeps_tables else np.zeros(len(candidates))
-        lookup = facts.lookup_bytes + (recipe.grad_bytes if facts.flat_lookup else 0.0)
-
         saved = np.stack([_weighted(widths, self._stored(problem, rung)) for rung in ladder]).T
-        backward = self._backward(problem, candidates, shapes, widths, saved) + layer * reduced
         logit = np.where(candidates.tp > 1, facts.sharded_logit_bytes, facts.logit_bytes)
-        loss = shapes.tokens * (logit * shapes.vocab + 2.0 * COMPUTE_BYTES * model.d_model)
-        loss = loss + (gather - held) * table
-
-        fixed = backward + layer * facts.gathered_layers * gather
-        if facts.keeps_outputs:
-            sent = np.where(candidates.pp > 1, COMPUTE_BYTES * widths[:, 0], 0.0)
-            fixed = fixed + np.minimum(candidates.pp, candidates.microbatches) * sent
-        return MemoryCost(
-            layer_state_bytes=per_param * layer,
-            embedding_state_bytes=per_param * (table + model.position_params)
-            + (held + lookup) * table,
-            # Beside the gathered tables, the head's gradient waits for that of the embedding.
-            head_state_bytes=(per_param + held) * head
-            + held * table
-            + facts.allocator * np.maximum(loss - backward, 0.0),
-            saved_bytes=facts.allocator * saved,
-            fixed_bytes=facts.allocator * fixed + facts.bucket_bytes + facts.overhead_bytes,
+        sent = np.where(candidates.pp > 1, COMPUTE_BYTES * widths[:, 0], 0.0)
+        return _Bytes(
+            shards=shards,
+            weights=weights,
+            grads=grads,
+            optimizer=optimizer,
+            layer=layer_params_per_rank(problem, shapes, "full") + small,
+            table=table,
+            embedding=table + model.position_params,
+            # A tied table is held once where one stage has both ends.
+            head=np.where((candidates.pp == 1) & model.tied_embeddings, 0.0, table),
+            gather=gather,
+            held=gather if facts.keeps_tables else np.zeros(len(candidates)),
+            lookup=facts.lookup_bytes + (recipe.grad_bytes if facts.flat_lookup else 0.0),
+            reduced=np.where((candidates.reshard >= 2) & sharded, whole, 0.0),
+            saved=saved,
+            backward=self._backward(problem, candidates, shapes, widths, saved),
+            logits=shapes.tokens * (logit * shapes.vocab + 2.0 * COMPUTE_BYTES * model.d_model),
+            outputs=np.minimum(candidates.pp, candidates.microbatches) * sent,
         )
 
-    def _state(self, problem: Problem, candidates: Candidates, shards: Column) -> Column:
-        """Bytes of each parameter that a rank's stage owns, through the whole step, ``[n]``.
+    def _state(
+        self, problem: Problem, candidates: Candidates, shards: Column
+    ) -> tuple[Column, Column, Column]:
+        """Bytes of weights, gradients and the rest for each parameter of a rank's stage, ``[n]``.
 
-        Weights wider than 16 bits are the master copy, and sharded at every ZeRO stage; compute
-        then reads a 16-bit copy, which stays unsharded below ZeRO-3.
+        They stay through the whole step. Weights wider than 16 bits are the master copy, and
+        sharded at every ZeRO stage; compute then reads a 16-bit copy, which stays unsharded below
+        ZeRO-3. The rest is optimizer state and ``copy_bytes``.
         """
         facts, recipe = memory_facts(self.stack), problem.recipe
         zero = candidates.reshard
@@ -241,8 +338,7 @@ class CalibratedMemory:
         if facts.piles_gradients:
             piled = (zero == 2) & (candidates.pp > 1) & (shards > 1)
             grads = grads + np.where(piled, recipe.grad_bytes, 0.0)
-        state: Column = weights + grads + (recipe.optimizer_bytes + facts.copy_bytes) / shards
-        return state
+        return weights, grads, (recipe.optimizer_bytes + facts.copy_bytes) / shards
 
     def _widths(self, problem: Problem, candidates: Candidates, shapes: ShardShapes) -> Column:
         """Elements of one microbatch on one rank in each of the layer's widths, ``[n, w]``."""

@@ -82,9 +82,26 @@ class CommsCost:
         return total
 
 
+#: What the bytes of a chip are for, in the words of a memory model's ``by_kind``.
+MEMORY_KINDS = (
+    "parameters",
+    "gradients",
+    "optimizer state",
+    "activations in flight",
+    "gathered weights",
+    "backward transients",
+    "logits",
+    "framework overhead",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCost:
-    """Bytes on one chip. ``saved_bytes`` has shape ``[n, r]``: per layer and microbatch."""
+    """Bytes on one chip. ``saved_bytes`` has shape ``[n, r]``: per layer and microbatch.
+
+    A memory model may say what the bytes are for: ``by_kind``, called like the model itself,
+    returns one record for each of some :data:`MEMORY_KINDS`, which add up to the model's answer.
+    """
 
     layer_state_bytes: Column
     embedding_state_bytes: Column

@@ -49,7 +49,8 @@ class Rule:
 class Legality:
     """Which plans a framework can state.
 
-    ``remat`` is one of :data:`REMAT`; ``equal_stages`` says that all stages have as many layers;
+    ``remat`` is one of :data:`REMAT`; ``equal_stages`` says that all stages have as many layers,
+    ``counted_ends`` that embedding and head may count as a layer each when they are dealt;
     ``missing_rungs`` names rungs of the stack's ladder that no setting gives. Each has its source
     in ``stage_source``. ``split_axes_flag`` is what allows a mesh axis that is not a product of
     whole dimensions of a torus.
@@ -59,9 +60,14 @@ class Legality:
     rules: tuple[Rule, ...] = ()
     remat: str = "by-stage"
     equal_stages: bool = False
+    counted_ends: bool = False
     missing_rungs: tuple[str, ...] = ()
     stage_source: str = ""
     split_axes_flag: str = ""
+
+    def __post_init__(self) -> None:
+        if self.counted_ends and (self.remat == "by-stage" or not self.equal_stages):
+            raise ValueError("counted_ends is for equal stages with one remat setting.")
 
     @property
     def free(self) -> bool:
@@ -72,6 +78,18 @@ class Legality:
     def restricts_stages(self) -> bool:
         """Whether the stages of a mesh are not independent of each other."""
         return self.remat != "by-stage" or self.equal_stages
+
+    def dealt(self, n_layers: int, pp: int) -> NDArray[np.int64] | None:
+        """Layers of each stage, ``[pp]``; None where a plan may choose, zeros where none can be.
+
+        As many on each, or, where embedding and head make up the numbers, one less on the ends.
+        """
+        if not self.equal_stages:
+            return None
+        layers = np.full(pp, n_layers // pp, dtype=np.int64)
+        if self.counted_ends and n_layers % pp == pp - 2 > 0:
+            layers[1:-1] += 1
+        return layers if layers.sum() == n_layers else np.zeros_like(layers)
 
     def allows(self, problem: Problem, candidates: Candidates, *, late: bool = True) -> Allowed:
         """Candidates whose degrees can be stated, ``[n]``; without ``late``, of whole meshes."""
@@ -97,9 +115,11 @@ class Legality:
 
         ``ladder`` is the one whose rungs the plan names.
         """
-        if self.equal_stages and len(set(plan.layers_per_stage)) > 1:
+        dealt = self.dealt(sum(plan.layers_per_stage), plan.pp)
+        if dealt is not None and tuple(dealt.tolist()) != plan.layers_per_stage:
             low, high = min(plan.layers_per_stage), max(plan.layers_per_stage)
-            yield f"stages have {low} to {high} layers, and {self.framework} makes them equal"
+            ends = ", or the first and the last one lighter" if self.counted_ends else ""
+            yield f"stages have {low} to {high} layers, and {self.framework} makes them equal{ends}"
         used = [{name for name, layers in stage.items() if layers} for stage in plan.remat]
         names = set().union(*used)
         known = [rung.name for rung in ladder]

@@ -286,10 +286,7 @@ class Profile:
         """
         compute, comms = self.price_parts(problem, candidates)
         memory = self.price_memory(problem, candidates)
-        if not getattr(self.pipeline, "remat", True):
-            everything = memory.saved_bytes.max(axis=1, keepdims=True)
-            saved = np.where(candidates.pp[:, None] > 1, everything, memory.saved_bytes)
-            memory = dataclasses.replace(memory, saved_bytes=saved)
+        memory = dataclasses.replace(memory, saved_bytes=self.kept_bytes(candidates, memory))
         pipeline = self.pipeline(candidates)
         n = len(candidates)
         check_record(self.pipeline.name, pipeline, PipelineCost)
@@ -315,6 +312,16 @@ class Profile:
         shapes = {f.name: (n,) for f in dataclasses.fields(MemoryCost)}
         check_columns(self.memory.name, memory, shapes | {"saved_bytes": (n, rungs)})
         return memory
+
+    def kept_bytes(self, candidates: Candidates, memory: MemoryCost) -> Column:
+        """Saved bytes per layer and microbatch as the schedule keeps them, ``[n, r]``.
+
+        Those of the memory model, or of its largest rung where remat saves a stage nothing.
+        """
+        saved = memory.saved_bytes
+        if getattr(self.pipeline, "remat", True):
+            return saved
+        return np.where(candidates.pp[:, None] > 1, saved.max(axis=1, keepdims=True), saved)
 
     def in_flight(self, schedules: Sequence[tuple[int, int, int]]) -> list[Column]:
         """The checked answers of the pipeline model to each ``(pp, vpp, microbatches)``.

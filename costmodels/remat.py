@@ -10,6 +10,7 @@ unnecessary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: The operations of one layer that a rung may run again in the backward pass, in their order.
@@ -63,3 +64,25 @@ TEXTBOOK_LADDER = (
     ),
     Rung(name="checkpoints_1", saved_tensors=1, recompute=OPERATIONS, repeat_collectives=True),
 )
+
+#: Operations by which settings of two frameworks are told apart: matmuls and attention. The last
+#: matmul is not among them. What it makes is no input of any backward pass, so that PyTorch's
+#: checkpoint and XLA leave it out where Megatron and the book run it: no other setting.
+_TOLD_APART_BY = frozenset({"query", "key", "value", "attention", "output", "mlp_in"})
+
+
+def counterpart(rung: Rung, ladder: Iterable[Rung]) -> Rung | None:
+    """The rung of another ladder that is the same setting; None where none is.
+
+    Where both name the tensors that they keep, these are the same. The book only counts them: its
+    rungs are the settings that run the same matmuls and attention again, and of several the one
+    that keeps most, the first.
+    """
+    for other in ladder:
+        if rung.kept and other.kept:
+            same = set(rung.kept) == set(other.kept)
+        else:
+            same = not _TOLD_APART_BY & (set(rung.recompute) ^ set(other.recompute))
+        if same:
+            return other
+    return None

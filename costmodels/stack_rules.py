@@ -119,6 +119,28 @@ def _equal_chunks(source: str) -> tuple[Rule, Rule]:
     )
 
 
+def _counted_chunks(layers: str, ends: str) -> tuple[Rule, Rule]:
+    """The same, or one layer less on the first and the last stage, which have the embeddings."""
+    return (
+        Rule(
+            name="equal_stages",
+            sentence="pp = {pp} divides neither {model.n_layers} layers nor, with both embeddings, "
+            "two more",
+            source=f"{layers}; {ends}",
+            allows=lambda p, c: (
+                (p.model.n_layers % c.pp == 0) | ((p.model.n_layers + 2) % c.pp == 0)
+            ),
+        ),
+        Rule(
+            name="equal_chunks",
+            sentence="pp * vpp = {pp} * {vpp} does not divide {model.n_layers} layers",
+            source=f"{layers}; DeepSpeed's pipeline has no virtual stages",
+            allows=lambda p, c: (c.vpp == 1) | (p.model.n_layers % (c.pp * c.vpp) == 0),
+            late=True,
+        ),
+    )
+
+
 _MEGATRON_ARGUMENTS = "megatron/training/arguments.py, validate_args"
 
 MEGATRON = Legality(
@@ -146,10 +168,15 @@ MEGATRON_2021 = Legality(
         ),
         _zero((1,), "Megatron-LM v2.5, megatron/optimizer; DeepSpeed's ZeRO-1"),
         _interleaved("Megatron-LM v2.5, megatron/schedules.py"),
-        *_equal_chunks("Megatron-LM v2.5, megatron/model/transformer.py: num_layers % pp == 0"),
+        *_counted_chunks(
+            "Megatron-LM v2.5, megatron/model/transformer.py: num_layers % pp == 0",
+            # BLOOM: 70 layers and 2 embeddings on 12 stages.
+            "Megatron-DeepSpeed, --pp-partition-method type:transformer|embedding",
+        ),
     ),
     remat="one-count",
     equal_stages=True,
+    counted_ends=True,
     stage_source="Megatron-LM v2.5, --activations-checkpoint-method block",
 )
 
@@ -215,7 +242,9 @@ NANOTRON = Legality(
             "nanotron/parallel/pipeline_parallel/engine.py",
             late=True,
         ),
-        # Blocks go to stages by their cost (build_model); nobody can choose.
+        # Blocks go to stages by their cost, and nobody can choose. One that passes a threshold
+        # still stays, so that the first stage has one more and the last one fewer for the head:
+        # 11, 10 on six and 9 of 80 layers on 8. Equal stages stand for that here.
         *_equal_chunks("nanotron/models/base.py, build_model"),
     ),
     remat="one-policy",

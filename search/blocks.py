@@ -17,16 +17,16 @@ from autoshard.costmodels.checks import said
 from autoshard.costmodels.errors import SpecError
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
+from autoshard.search.divisors import divisors
+from autoshard.search.interleaving import virtual_stages
 from autoshard.search.space import (
     Keep,
     deal,
-    divisors,
     expand,
     mesh_degrees,
     mesh_table,
     meshes,
     stage_degrees,
-    virtual_stages,
 )
 
 #: A space of so many meshes is one block.

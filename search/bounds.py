@@ -28,20 +28,17 @@ def ends(costs: StageCosts, which: str) -> Column:
     return total
 
 
-def time_floor_s(rows: Rows, backward_layer_s: Column | None = None) -> Column:
+def time_floor_s(rows: Rows) -> Column:
     """No plan of a row is faster, whatever its layers per stage and remat, ``[n]``.
 
     The slowest stage is no faster than the mean stage, nor than ceil(L / pp) bare layers; a maximum
-    of sums is no smaller than the sum's form by form. ``backward_layer_s`` ``[n, j]`` is the least
-    mean backward pass of a layer; by default that of the fastest rung, form by form.
+    of sums is no smaller than the sum's form by form, with the fastest rung of each.
     """
     costs, c, layers = rows.costs, rows.candidates, rows.n_layers
     fastest = costs.layer_backward_s.min(axis=2)
-    if backward_layer_s is None:
-        backward_layer_s = fastest
     forward = costs.forward_s["layer"]
     passes = (layers * forward + ends(costs, "forward_s")).max(axis=1)
-    passes = passes + (layers * backward_layer_s + ends(costs, "backward_s")).max(axis=1)
+    passes = passes + (layers * fastest + ends(costs, "backward_s")).max(axis=1)
     total = passes + c.pp * costs.send_s
     # Remat may spare the longest stage, so its layers count at their fastest.
     most = -(-layers // c.pp)
@@ -73,53 +70,6 @@ def exposed_floor_s(rows: Rows) -> Column:
         hidden = np.where(single, form.max(axis=1), hidden)
         exposed += np.maximum((form + added).max(axis=1) - hidden, 0.0)
     return exposed / rows.candidates.pp
-
-
-def time_floor_within_s(
-    rows: Rows, budget_bytes: Column | float, remat: str = "by-stage"
-) -> Column:
-    """No plan of a row within a memory budget is faster; infinite where none fits, ``[n]``.
-
-    Each stage holds ``in_flight * saved + state <= budget``. Divided by its in-flight count and
-    summed over stages, the saved bytes of all layers are bounded, and with them the recompute: the
-    mean layer lies on or above the lower hull of the ladder (saved bytes, backward seconds).
-    ``remat`` is how rungs may be mixed (:data:`~autoshard.costmodels.legality.REMAT`).
-    """
-    per_layer = _saved_per_layer(rows, np.broadcast_to(budget_bytes, (len(rows),)))
-    saved, backward = rows.costs.saved_bytes, rows.costs.layer_backward_s
-    feasible = per_layer >= saved.min(axis=1) * (1.0 - SLACK)
-    room = np.maximum(per_layer, saved.min(axis=1))[:, None]
-    rungs = saved.shape[1]
-    least = np.full(backward.shape[1::-1], np.inf).T
-    for low in range(rungs):
-        fits = saved[:, low : low + 1] <= room
-        least = np.where(fits, np.minimum(least, backward[:, :, low]), least)
-        for high in range(rungs):
-            if not _mixed(remat, low, high, rungs) or not (saved[:, high] > saved[:, low]).any():
-                continue
-            span = saved[:, high : high + 1] - saved[:, low : low + 1]
-            share = (room - saved[:, low : low + 1]) / np.where(span > 0, span, 1.0)
-            mixed = backward[:, :, low] + share * (backward[:, :, high] - backward[:, :, low])
-            between = (span > 0) & (share >= 0) & (share <= 1)
-            least = np.where(between, np.minimum(least, mixed), least)
-    floor = time_floor_s(rows, least)
-    return np.where(feasible, floor, np.inf)
-
-
-def _mixed(remat: str, low: int, high: int, rungs: int) -> bool:
-    """Whether a plan may have layers on both of two rungs."""
-    return remat == "by-stage" or (remat == "one-count" and {low, high} == {0, rungs - 1})
-
-
-def _saved_per_layer(rows: Rows, budget_bytes: Column) -> Column:
-    """Mean saved bytes per layer and microbatch that a budget leaves, at most, ``[n]``."""
-    costs, layers = rows.costs, rows.n_layers
-    state = costs.state_bytes
-    most_in_flight = np.maximum(rows.in_flight.first, rows.in_flight.second)
-    room = (budget_bytes * (1.0 + SLACK) - costs.fixed_bytes) * rows.in_flight.capacity_share
-    room -= state["embedding"] / rows.in_flight.first + state["head"] / rows.in_flight.last
-    left: Column = (room - layers * state["layer"] / most_in_flight) / layers
-    return left
 
 
 def memory_floor_bytes(rows: Rows) -> Column:
@@ -158,25 +108,6 @@ def held_floor_bytes(
     return floor * (1.0 - SLACK)
 
 
-def memory_floor_within_bytes(
-    rows: Rows, time_s: float, capacity_bytes: float, remat: str = "by-stage"
-) -> Column:
-    """No plan of a row that takes at most ``time_s`` is smaller, ``[n]``; infinite where none is.
-
-    :func:`time_floor_within_s` falls as the budget grows: bisection finds where it meets the time,
-    to a ten-thousandth of the budget from below.
-    """
-    low = memory_floor_bytes(rows)
-    high = np.full(len(rows), float(capacity_bytes))
-    possible = time_floor_within_s(rows, high, remat) <= time_s
-    for _ in range(14):
-        middle = 0.5 * (low + high)
-        fits = time_floor_within_s(rows, middle, remat) <= time_s
-        high = np.where(fits, middle, high)
-        low = np.where(fits, low, middle)
-    return np.where(possible, low * (1.0 - SLACK), np.inf)
-
-
 def uniform_plans(rows: Rows, n_layers: IntColumn | None = None) -> tuple[Column, Column]:
     """Time and memory of real plans, one a rung: layers dealt evenly, the ends the lighter ones.
 
@@ -184,7 +115,7 @@ def uniform_plans(rows: Rows, n_layers: IntColumn | None = None) -> tuple[Column
 
     Returns seconds and bytes, ``[n, r]``, at least what the plan really takes: memory charges the
     middle stages as one with the most layers and the most in flight. Infinite where a stage would
-    have fewer layers than chunks.
+    have fewer layers than it may.
     """
     costs, c = rows.costs, rows.candidates
     layers = rows.n_layers if n_layers is None else n_layers
@@ -225,7 +156,9 @@ def uniform_plans(rows: Rows, n_layers: IntColumn | None = None) -> tuple[Column
         at_middle = heavy * (state["layer"] + rows.in_flight.second * saved)
         most = np.maximum(at_first, np.where(single, 0.0, at_last))
         peak[:, rung] = np.maximum(most, np.where(inner, at_middle, 0.0)) + fixed
-    seconds[floor < c.vpp] = np.inf
+    # Chunks of one layer: the ends may have one less, and no stage between them.
+    lighter = (heavy == c.vpp) & (light == 0)
+    seconds[(floor < c.vpp) & ~lighter] = np.inf
     return seconds, peak
 
 

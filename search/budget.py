@@ -7,7 +7,6 @@ among plans within the gap: less communication, smaller ``tp``, smaller ``seq_sp
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +19,14 @@ from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
 from autoshard.search import bounds, dealing, families, stagewise
+from autoshard.search.budget_floors import BudgetFloors
 from autoshard.search.check import judge
 from autoshard.search.confirming import Confirmations
 from autoshard.search.layout import layout_words
 from autoshard.search.limits import EDGE, Limit, Limits
 from autoshard.search.master import MasterModel
 from autoshard.search.prune import Tally
+from autoshard.search.queue import Queue
 from autoshard.search.rows import Rows
 from autoshard.search.space import Keep
 from autoshard.search.stage_model import Constrain, StageModel
@@ -94,70 +95,6 @@ class Best:
     bound: float = float("inf")
 
 
-#: Bounds of rows, by their indices: what a queue asks for a better one.
-Sharpen = Callable[[NDArray[np.intp]], Column]
-
-#: Rows whose bounds are sharpened in one call.
-BATCH = 256
-
-
-class Queue:
-    """Rows by their lower bound, smallest first; bounds may be raised, rows taken out.
-
-    ``sharpen`` finds better bounds, asked for when a row comes first and for those that follow it.
-    """
-
-    def __init__(
-        self, floor: Column, master: MasterModel | None, sharpen: Sharpen | None = None
-    ) -> None:
-        self._floor = floor.copy()
-        self._master = master
-        self._sharpen = sharpen
-        self._sharp = np.zeros(len(floor), dtype=np.bool_)
-        self._heap: list[tuple[float, int]] = []
-        if master is None:
-            finite = np.nonzero(np.isfinite(floor))[0]
-            self._heap = list(zip(floor[finite].tolist(), finite.tolist(), strict=True))
-            heapq.heapify(self._heap)
-
-    def next(self, below: float) -> tuple[int, float]:
-        """The row with the least bound, left in the queue; an infinite bound where none is left.
-
-        Bounds from ``below`` upwards are of no interest, and need not be sharp.
-        """
-        if self._master is not None:
-            row = self._master.best(self._floor)
-            return (-1, float("inf")) if row is None else (row, float(self._floor[row]))
-        while self._heap:
-            bound, row = self._heap[0]
-            if bound != self._floor[row]:
-                heapq.heappop(self._heap)
-            elif self._sharpen is None or self._sharp[row] or bound >= below:
-                return row, bound
-            else:
-                self._raise(self._sharpen, below)
-        return -1, float("inf")
-
-    def _raise(self, sharpen: Sharpen, below: float) -> None:
-        """Sharpen the bounds of the first rows, those that are below what is sought."""
-        batch: list[int] = []
-        while self._heap and len(batch) < BATCH and self._heap[0][0] < below:
-            bound, row = heapq.heappop(self._heap)
-            if bound == self._floor[row]:
-                batch.append(row)
-        rows = np.array(batch, dtype=np.intp)
-        fresh = rows[~self._sharp[rows]]
-        self._floor[fresh] = np.maximum(self._floor[fresh], sharpen(fresh))
-        self._sharp[fresh] = True
-        for row in batch:
-            if np.isfinite(self._floor[row]):
-                heapq.heappush(self._heap, (float(self._floor[row]), row))
-
-    def done(self, row: int) -> None:
-        """Take a row out: its exact answer is known."""
-        self._floor[row] = np.inf
-
-
 @dataclass(slots=True)
 class Search:
     """The state of one solve: rows, memoised leaves, and the clock.
@@ -175,6 +112,7 @@ class Search:
     floor_s: Column = field(init=False)
     floor_bytes: Column = field(init=False)
     ceiling: tuple[Column, Column] = field(init=False)
+    floors: BudgetFloors = field(init=False)
     stage_floors: stagewise.StageFloors = field(init=False)
     limits: Limits = field(init=False)
     confirmations: Confirmations | None = None
@@ -184,9 +122,12 @@ class Search:
         init=False, default_factory=dict
     )
 
+    _points: list[tuple[float, Point]] = field(init=False, default_factory=list)
+
     def __post_init__(self) -> None:
         self.floor_s = bounds.time_floor_s(self.rows)
         self.floor_bytes = stagewise.smallest_bytes(self.rows, self.profile) * (1.0 - bounds.SLACK)
+        self.floors = BudgetFloors.of(self.rows, self.profile.legality.remat)
         self.stage_floors = stagewise.StageFloors(self.rows, self.profile)
         self.limits = Limits.of(
             self.options.limit, self.problem, self.profile, self.rows.candidates
@@ -327,10 +268,10 @@ class Search:
         """
         best = best or Best()
 
-        def sharpen(rows: NDArray[np.intp]) -> Column:
-            budget = limit if goal == "fastest" else best.value
+        def sharpen(rows: NDArray[np.intp], below: float) -> Column:
+            budget, enough_s = (limit, below) if goal == "fastest" else (best.value, limit)
             with self.tally.timed("bounds"):
-                took = self.stage_floors.time_s(rows, budget)
+                took = self.stage_floors.time_s(rows, budget, enough_s)
             took[took > self.limits.latest_s[rows]] = np.inf
             return took if goal == "fastest" else np.where(took <= limit, 0.0, np.inf)
 
@@ -350,13 +291,22 @@ class Search:
 
     def point(self, budget_bytes: float) -> Point | None:
         """The lexicographic optimum within a budget, ties broken; None where nothing fits."""
+        for asked_bytes, point in self._points:
+            # What is best within more bytes and fits is best within these.
+            if point.memory_bytes <= budget_bytes <= asked_bytes:
+                return point
+        found = self._point(budget_bytes)
+        if found is not None:
+            self._points.append((budget_bytes, found))
+        return found
+
+    def _point(self, budget_bytes: float) -> Point | None:
+        """The same, where no answer holds it."""
         ceiling = self._ceiling_s(budget_bytes)
         fits = self.floor_bytes <= budget_bytes * (1.0 + SAME)
         alive = np.nonzero(fits & (self.floor_s <= ceiling * (1.0 + self.options.gap)))[0]
         floor = np.full(len(self.rows), np.inf)
-        floor[alive] = bounds.time_floor_within_s(
-            self.rows.take(alive), budget_bytes, self.profile.legality.remat
-        )
+        floor[alive] = self.floors.take(alive).time_s(budget_bytes)
         floor[floor > self.limits.latest_s] = np.inf
         fastest = self.least("fastest", budget_bytes, floor, below=ceiling * (1.0 + SAME))
         if fastest.leaf is None:
@@ -367,12 +317,8 @@ class Search:
         """The least memory of any plan that takes at most a time; infinite where none does."""
         near = np.nonzero(self.floor_s <= time_s)[0]
         floor = np.full(len(self.rows), np.inf)
-        floor[near] = bounds.memory_floor_within_bytes(
-            self.rows.take(near),
-            time_s,
-            float(self.problem.capacity_bytes),
-            self.profile.legality.remat,
-        )
+        capacity = float(self.problem.capacity_bytes)
+        floor[near] = self.floors.take(near).memory_bytes(time_s, capacity)
         return self.least("smallest", time_s, floor, Best(value=self.problem.capacity_bytes)).value
 
     def _ceiling_s(self, budget_bytes: float) -> float:
@@ -388,9 +334,7 @@ class Search:
         assert fastest.leaf is not None
         near = np.nonzero(floor <= time_s)[0]
         bytes_floor = np.full(len(self.rows), np.inf)
-        bytes_floor[near] = bounds.memory_floor_within_bytes(
-            self.rows.take(near), time_s, fastest.leaf.memory_bytes, self.profile.legality.remat
-        )
+        bytes_floor[near] = self.floors.take(near).memory_bytes(time_s, fastest.leaf.memory_bytes)
         start = Best(row=fastest.row, leaf=fastest.leaf, value=fastest.leaf.memory_bytes)
         smallest = self.least("smallest", time_s, bytes_floor, start)
         row, leaf = self._tie_break(smallest, fastest.bound)
@@ -409,9 +353,10 @@ class Search:
         assert smallest.leaf is not None
         budget = smallest.leaf.memory_bytes * (1.0 + SAME)
         latest = max(bound_s * (1.0 + self.options.gap), smallest.leaf.time_s)
-        alive = np.nonzero((self.floor_bytes <= budget) & (self.floor_s <= latest))[0]
-        alive = alive[bounds.time_floor_within_s(self.rows.take(alive), budget) <= latest]
-        alive = alive[self.stage_floors.time_s(alive, budget) <= latest]
+        latest_s = np.minimum(latest, self.limits.latest_s)
+        alive = np.nonzero((self.floor_bytes <= budget) & (self.floor_s <= latest_s))[0]
+        alive = alive[self.floors.take(alive).time_s(budget) <= latest_s[alive]]
+        alive = alive[self.stage_floors.time_s(alive, budget, latest) <= latest_s[alive]]
         for row in self._in_order(np.append(alive, smallest.row)).tolist():
             if row == smallest.row:
                 break

@@ -18,7 +18,9 @@ from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
 from autoshard.search import bounds, families, stagewise
 from autoshard.search.blocks import wanted_candidates
+from autoshard.search.budget_floors import BudgetFloors
 from autoshard.search.floors import MeshFloors, mesh_floors, step_s
+from autoshard.search.limits import EDGE, Limit, Limits
 from autoshard.search.rows import Rows, chunks, price_rows
 from autoshard.search.space import Keep, meshes
 from autoshard.search.stages import Stage
@@ -35,18 +37,19 @@ FLOAT = 1e-12
 BLOCK = 20_000
 
 #: What excludes a mesh, from the cheapest argument to the dearest.
-KINDS = ("user", "rule", "peak", "memory", "mesh", "row", "stage", "exact")
-USER, RULE, PEAK, MEMORY, MESH, ROW, STAGE, EXACT = range(len(KINDS))
+KINDS = ("user", "rule", "chips", "peak", "memory", "limit", "mesh", "row", "stage", "exact")
+USER, RULE, CHIPS, PEAK, MEMORY, LIMIT, MESH, ROW, STAGE, EXACT = range(len(KINDS))
 
 Kinds = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """That no plan within ``budget_bytes`` is faster than ``time_s``."""
+    """No plan within ``budget_bytes``, on at most ``most_chips``, is faster than ``time_s``."""
 
     budget_bytes: float
     time_s: float
+    most_chips: float = np.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,9 @@ class Exclusions:
     """``n`` meshes and ``k`` claims, and of each pair what excludes the mesh.
 
     ``bound_s`` ``[n, k]``: no plan of the mesh within the claim's budget is faster; infinite where
-    none fits, NaN where the user or a rule of the framework excludes it. ``by`` ``[n, k]`` indexes
-    :data:`KINDS`. ``least_bytes`` ``[n]``: no plan of the mesh is smaller; NaN where nobody needed
-    to know.
+    none fits, NaN where the user or a rule of the framework excludes it, or its chips are too many.
+    ``by`` ``[n, k]`` indexes :data:`KINDS`. ``least_bytes`` ``[n]``: no plan of the mesh is
+    smaller; NaN where nobody needed to know.
     """
 
     meshes: Candidates
@@ -66,9 +69,15 @@ class Exclusions:
 
 
 def exclude(
-    problem: Problem, profile: Profile, claims: list[Claim], keep: Keep | None = None
+    problem: Problem,
+    profile: Profile,
+    claims: list[Claim],
+    keep: Keep | None = None,
+    limit: Limit | None = None,
 ) -> Exclusions:
     """Of every mesh of the space, the bounds that prove the claims.
+
+    ``keep`` and ``limit`` are the user's constraints; the claims are of plans that satisfy them.
 
     Raises:
         AssertionError: a plan is faster than claimed, which is a bug.
@@ -83,7 +92,10 @@ def exclude(
     least_bytes = np.full(len(table), np.nan)
     stated = _with_rows(problem, profile, table, None)
     wanted = stated if keep is None else _with_rows(problem, profile, table, keep)
-    by[~wanted], by[~stated], bound_s[~wanted] = USER, RULE, np.nan
+    beyond = table.chips_used[:, None] > np.array([claim.most_chips for claim in claims])
+    beyond &= wanted[:, None]
+    by[~wanted], by[~stated], by[beyond] = USER, RULE, CHIPS
+    bound_s[~wanted], bound_s[beyond] = np.nan, np.nan
 
     open_ = (bound_s < limit_s) & wanted[:, None]
     part = np.nonzero(open_.any(axis=1))[0]
@@ -97,10 +109,11 @@ def exclude(
     part = np.nonzero(open_.any(axis=1))[0]
     for start in range(0, len(part), BLOCK):
         block = part[start : start + BLOCK]
-        closer = _Rows(problem, profile, claims, table.take(block), open_[block], keep)
+        closer = _Rows(problem, profile, claims, table.take(block), open_[block], keep, limit)
         closer.bound(floors.take(floor_of[block]))
         least_bytes[block] = np.maximum(least_bytes[block], closer.least_bytes)
-        kinds = np.where(np.isinf(closer.bound_s), MEMORY, closer.by)
+        none = np.where(closer.limited, LIMIT, MEMORY)
+        kinds = np.where(np.isinf(closer.bound_s), none, closer.by)
         bound_s[block] = np.where(open_[block], closer.bound_s, bound_s[block])
         by[block] = np.where(open_[block], kinds, by[block])
     return Exclusions(meshes=table, least_bytes=least_bytes, bound_s=bound_s, by=by)
@@ -153,14 +166,18 @@ class _Rows:
         table: Candidates,
         open_: NDArray[np.bool_],
         keep: Keep | None,
+        limit: Limit | None,
     ) -> None:
         self.problem, self.profile, self.claims, self.open_ = problem, profile, claims, open_
         self.limit_s = np.array([claim.time_s for claim in claims]) * (1.0 - SLACK)
         pieces = list(wanted_candidates(problem, profile, table, keep))
         self.candidates = Candidates.concatenate([candidates for candidates, _ in pieces])
         self.mesh = np.concatenate([mesh for _, mesh in pieces])
+        self.limits = Limits.of(limit, problem, profile, self.candidates)
         self.bound_s = np.full(open_.shape, np.inf)
         self.by = np.full(open_.shape, ROW, dtype=np.uint8)
+        #: Meshes of which the user's limits on costs exclude a row, not memory alone.
+        self.limited = np.zeros(open_.shape, dtype=np.bool_)
         self.least_bytes = np.full(len(open_), np.inf)
 
     def bound(self, floors: MeshFloors) -> None:
@@ -177,10 +194,9 @@ class _Rows:
         start = 0
         for piece in chunks(c.take(rest)):
             rows = price_rows(self.problem, self.profile, piece)
-            mesh = self.mesh[rest[start : start + len(rows)]]
-            floor_s = np.maximum(
-                early_s[rest[start : start + len(rows)]], bounds.time_floor_s(rows)
-            )
+            these = rest[start : start + len(rows)]
+            mesh = self.mesh[these]
+            floor_s = np.maximum(early_s[these], bounds.time_floor_s(rows))
             needs = stagewise.smallest_bytes(rows, self.profile) * (1.0 - bounds.SLACK)
             np.minimum.at(self.least_bytes, mesh, needs)
             found = np.repeat(floor_s[:, None], len(self.claims), axis=1)
@@ -188,7 +204,7 @@ class _Rows:
             for k in range(len(self.claims)):
                 small = needs > self.claims[k].budget_bytes * (1.0 + BYTES_SLACK)
                 found[small, k] = np.inf
-                self._raise(k, nearer, mesh, found[:, k])
+                self._raise(k, nearer, these, needs, found[:, k])
             self._least(mesh, found)
             start += len(rows)
 
@@ -196,37 +212,63 @@ class _Rows:
         np.minimum.at(self.bound_s, mesh, found)
 
     def _raise(
-        self, k: int, nearer: stagewise.StageFloors, mesh: NDArray[np.intp], found: Column
+        self,
+        k: int,
+        nearer: stagewise.StageFloors,
+        these: NDArray[np.intp],
+        needs: Column,
+        found: Column,
     ) -> None:
-        """Raise the bounds of rows that are below a claim, by one method after the other."""
-        claim, rows = self.claims[k], nearer.rows
-        budget = claim.budget_bytes * (1.0 + BYTES_SLACK)
-        todo = np.nonzero((found < self.limit_s[k]) & self.open_[mesh, k])[0]
+        """Raise the bounds of rows that are below a claim, by one method after the other.
+
+        ``these`` are the rows' places, ``needs`` the least memory of each. A row of which no plan
+        is within the user's limits has an infinite bound.
+        """
+        claim, rows, mesh = self.claims[k], nearer.rows, self.mesh[these]
+        latest_s, most_bytes = self.limits.latest_s[these], self.limits.most_bytes[these]
+
+        def left(some: NDArray[np.intp]) -> NDArray[np.intp]:
+            late = found[some] > latest_s[some] * (1.0 + BYTES_SLACK)
+            late |= needs[some] > most_bytes[some] * (1.0 + BYTES_SLACK)
+            self.limited[mesh[some[late]], k] = True
+            found[some[late]] = np.inf
+            open_: NDArray[np.intp] = some[found[some] < self.limit_s[k]]
+            return open_
+
+        todo = left(np.nonzero((found < self.limit_s[k]) & self.open_[mesh, k])[0])
         if not len(todo):
             return
+        budget = min(claim.budget_bytes, float(most_bytes[todo].max())) * (1.0 + BYTES_SLACK)
         legality = self.profile.legality
-        within = bounds.time_floor_within_s(rows.take(todo), budget, legality.remat)
+        within = BudgetFloors.of(rows.take(todo), legality.remat).time_s(budget)
         found[todo] = np.maximum(found[todo], within)
-        todo = todo[found[todo] < self.limit_s[k]]
+        todo = left(todo)
         if not len(todo):
             return
         self.by[mesh[todo], k] = np.maximum(self.by[mesh[todo], k], STAGE)
         within = nearer.time_s(todo, budget)
         found[todo] = np.maximum(found[todo], within)
-        answers: set[bytes] = set()
-        for row in todo[found[todo] < self.limit_s[k]].tolist():
+        answers: set[tuple[bytes, float, float]] = set()
+        for row in left(todo).tolist():
             self.by[mesh[row], k] = EXACT
-            found[row] = self._exact(rows, row, claim, answers)
+            latest, most = latest_s[row] * (1.0 + EDGE), min(claim.budget_bytes, most_bytes[row])
+            within_limits = Claim(budget_bytes=most, time_s=min(claim.time_s, latest))
+            self._exact(rows, row, within_limits, answers)
+            self.limited[mesh[row], k] |= latest < claim.time_s
+            found[row] = np.inf if latest < claim.time_s else claim.time_s * (1.0 - EXACT_SLACK)
 
-    def _exact(self, rows: Rows, row: int, claim: Claim, answers: set[bytes]) -> float:
-        """What the exact answer to one row says: nothing is faster than claimed."""
+    def _exact(
+        self, rows: Rows, row: int, claim: Claim, answers: set[tuple[bytes, float, float]]
+    ) -> None:
+        """Ask for the exact answer to one row, which must not be faster than claimed."""
         c = rows.candidates
         held = self.profile.pipeline.in_flight(
             int(c.pp[row]), int(c.vpp[row]), int(c.microbatches[row])
         )
         stage = Stage.of(rows, row, held)
         least_s = claim.time_s * (1.0 - EXACT_SLACK)
-        if stage.key not in answers:
+        key = (stage.key, claim.budget_bytes, claim.time_s)
+        if key not in answers:
             budget = claim.budget_bytes * (1.0 + FLOAT)
             leaf = families.fastest(stage, self.profile.legality, budget, least_s)
             if leaf is not None:
@@ -235,5 +277,4 @@ class _Rows:
                     f"within {claim.budget_bytes} bytes a step of {leaf.time_s} s is possible, "
                     f"faster than the bound of {claim.time_s} s: {degrees}"
                 )
-            answers.add(stage.key)
-        return least_s
+            answers.add(key)

@@ -20,6 +20,32 @@ from autoshard.costmodels.profile import Profile
 
 
 def broken_rules(problem: Problem, plan: Plan) -> list[str]:
+    """Every rule of the space that a plan breaks, as sentences."""
+    return [*impossible(problem, plan), *uneven_chunks(problem, plan)]
+
+
+def uneven_chunks(problem: Problem, plan: Plan) -> list[str]:
+    """Why the chunks of an interleaved plan are no equal parts of a full stage, as sentences.
+
+    The space has no such plan, which the formula of a step prices too fast; a framework may run it.
+    """
+    full = math.ceil(problem.model.n_layers / plan.pp)
+    layers = plan.layers_per_stage
+    rules = [
+        (full % plan.vpp == 0, f"vpp = {plan.vpp} does not divide a full stage of {full} layers"),
+        (
+            plan.vpp < full or max(layers) <= full,
+            f"a stage has more layers than its {plan.vpp} chunks, and others one a chunk",
+        ),
+        (
+            plan.vpp == full or min(layers) >= plan.vpp,
+            f"an end has a chunk without a layer, and others have {full // plan.vpp}",
+        ),
+    ]
+    return [message for holds, message in rules if not holds and plan.vpp > 1]
+
+
+def impossible(problem: Problem, plan: Plan) -> list[str]:
     """Every rule of the model, the batch and the network that a plan breaks, as sentences."""
     model, workload, cluster = problem.model, problem.workload, problem.cluster
     shards = plan.dp * plan.batch_split
@@ -54,16 +80,18 @@ def broken_rules(problem: Problem, plan: Plan) -> list[str]:
             f"stages hold {sum(plan.layers_per_stage)} of {model.n_layers} layers",
         ),
         (
-            all(n >= plan.vpp for n in plan.layers_per_stage),
+            all(n >= plan.vpp for n in plan.layers_per_stage[1:-1])
+            # The embedding, or the head, may be all that is in one chunk of several.
+            and min(plan.layers_per_stage[0], plan.layers_per_stage[-1]) >= max(plan.vpp - 1, 1),
             f"a stage has fewer layers than its {plan.vpp} chunks",
         ),
         (
-            plan.vpp == 1 or (plan.pp > 1 and plan.microbatches % plan.pp == 0),
-            f"interleaving wants microbatches in rounds of pp = {plan.pp}",
+            plan.vpp == 1 or plan.pp > 1,
+            f"vpp = {plan.vpp} interleaves pipeline stages, and pp = 1",
         ),
         (
-            0 in (model.n_layers // plan.pp % plan.vpp, -(-model.n_layers // plan.pp) % plan.vpp),
-            f"vpp = {plan.vpp} does not divide the layers of an even stage",
+            plan.vpp == 1 or plan.microbatches % plan.pp == 0,
+            f"interleaving wants microbatches in rounds of pp = {plan.pp}",
         ),
         (
             all(len([n for n in stage.values() if n]) <= 2 for stage in plan.remat),
@@ -84,10 +112,12 @@ def broken_rules(problem: Problem, plan: Plan) -> list[str]:
 def judge(problem: Problem, profile: Profile, plan: Plan, layout: int) -> tuple[float, float]:
     """Step seconds and peak bytes of a plan on one of the cluster's layouts.
 
+    A plan with uneven chunks is judged too, by the formula that knows stages only.
+
     Raises:
         SpecError: the plan breaks a rule; the first is named.
     """
-    broken = broken_rules(problem, plan)
+    broken = impossible(problem, plan)
     if broken:
         raise SpecError(f"plan: {broken[0]}.")
     one = Candidates(

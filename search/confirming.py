@@ -1,11 +1,12 @@
 """CP-SAT's second answer to every point of a front, found beside the search on another core.
 
-The two methods share the choices of a stage and nothing else. The solver runs without Python's
-lock, and its import is slow: both happen in one thread of their own.
+The two methods share the choices of a stage and nothing else. The solver works in a process of its
+own (:mod:`autoshard.search.worker`); where none can be had, or it is lost, in a thread of this one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 from autoshard.costmodels.legality import Legality
 from autoshard.search.stage_model import StageModel
 from autoshard.search.stages import Leaf, Stage
+from autoshard.search.worker import Worker, WorkerLostError, shared_worker
 
 #: Two methods agree on a step time to this, relatively, and to the rounding of costs to integers.
 AGREE = 1e-7
@@ -26,15 +28,34 @@ class Confirmations:
     """Solves the mesh of each point by CP-SAT as well, at the memory that its plan needs."""
 
     def __init__(self, legality: Legality, deadline: float) -> None:
-        self._legality = legality
+        # Rules on degrees are functions, and nothing to a stage.
+        self._legality = dataclasses.replace(legality, rules=())
         self._deadline = deadline
         self._asked: list[Future[bool]] = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cp-sat")
-        self._pool.submit(importlib.import_module, "ortools.sat.python.cp_model")
+        self._worker: Worker | None = None
+        self._pool.submit(self._begin)
+
+    def _begin(self) -> None:
+        """Have the solver imported while the search begins."""
+        try:
+            self._worker = shared_worker()
+            self._worker.call(have_solver)
+        except WorkerLostError:
+            self._worker = None
+
+    def _confirm(self, stage: Stage, leaf: Leaf) -> bool:
+        asked = (stage, leaf, self._legality, self._deadline)
+        if self._worker is not None and self._worker.alive:
+            try:
+                return bool(self._worker.call(confirm, *asked))
+            except WorkerLostError:
+                pass
+        return confirm(*asked)
 
     def ask(self, stage: Stage, leaf: Leaf) -> None:
         """Start to confirm one answer."""
-        self._asked.append(self._pool.submit(confirm, stage, leaf, self._legality, self._deadline))
+        self._asked.append(self._pool.submit(self._confirm, stage, leaf))
 
     def settle(self) -> int:
         """Wait for all answers: how many CP-SAT has confirmed before the deadline.
@@ -47,6 +68,11 @@ class Confirmations:
     def close(self) -> None:
         """End the thread; what has not begun is left out."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def have_solver() -> None:
+    """Import the solver."""
+    importlib.import_module("ortools.sat.python.cp_model")
 
 
 def confirm(stage: Stage, leaf: Leaf, legality: Legality, deadline: float = np.inf) -> bool:

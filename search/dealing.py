@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from autoshard.costmodels.costs import Column
 from autoshard.search.stages import Choices, Leaf, Stage, free_bytes, kind_of, stage_memory
 
+#: Relative noise of floats below which one layer adds as much as the one before it.
+RISING = 1e-12
+
 
 def fastest(
     stage: Stage, budget_bytes: float, below_s: float = np.inf, choices: Choices | None = None
@@ -148,7 +151,8 @@ def best_choices(stage: Stage, choices: Choices, budget_bytes: float) -> NDArray
     if not len(choices.numbers):
         return pick
     kinds = np.array([kind_of(stage, s) for s in range(stage.pp)])
-    for kind, order in choices.order.items():
+    for kind in choices.seconds:
+        order = choices.order(kind)
         stages = np.nonzero((kinds == kind).all(axis=1))[0]
         # To the last bit what ``stage_memory`` says, so that a budget taken from it fits.
         held = np.multiply.outer(stage.in_flight[stages], choices.saved[order])
@@ -156,6 +160,7 @@ def best_choices(stage: Stage, choices: Choices, budget_bytes: float) -> NDArray
         position = np.where(held <= budget_bytes, np.arange(len(order)), len(order))
         first = np.minimum.reduceat(position, choices.starts, axis=1)
         fits = first < len(order)
+        fits &= choices.numbers >= stage.fewest[stages, None]
         pick[stages] = np.where(fits, order[np.where(fits, first, 0)], -1)
     return pick
 
@@ -176,13 +181,14 @@ def _deal(
         return None
     caps = np.unique(seconds[np.isfinite(seconds)])
     caps = caps[np.searchsorted(caps, first) :]
-    least = _dealt_sum(seconds, numbers, stage.n_layers)
-    if least is None:
-        return None
+    least, exact = _sum_floor(seconds, numbers, stage.n_layers), False
     best: tuple[float, list[int]] | None = None
     for cap in caps.tolist():
         limit = min(best[0] if best else np.inf, below_s)
-        if _step_s(stage, cap, least[0]) >= limit:
+        if best is not None and not exact and _step_s(stage, cap, least) < limit:
+            dealt = _dealt_sum(seconds, numbers, stage.n_layers)
+            least, exact = dealt[0] if dealt else least, True
+        if _step_s(stage, cap, least) >= limit:
             break
         capped = np.where(seconds <= cap, seconds, np.inf)
         dealt = _dealt_sum(capped, numbers, stage.n_layers)
@@ -193,6 +199,26 @@ def _deal(
         if best is None or value < best[0]:
             best = (value, dealt[1])
     return best
+
+
+def _sum_floor(seconds: Column, numbers: NDArray[np.int64], n_layers: int) -> float:
+    """A floor on the sum of seconds of stages that take all layers together.
+
+    All stages at the fewest layers, and each further layer at the least mean that any number adds
+    to a stage: the stages of the cheapest take as many as they can.
+    """
+    fewest = seconds[:, 0]
+    more = n_layers - len(seconds) * int(numbers[0])
+    if more <= 0 or not np.isfinite(fewest).all():
+        return float((seconds / numbers).min()) * n_layers
+    beyond = numbers[1:] - numbers[0]
+    rate = ((seconds[:, 1:] - fewest[:, None]) / beyond).min(axis=1, initial=np.inf)
+    room = np.where(np.isfinite(seconds[:, 1:]), beyond, 0).max(axis=1, initial=0)
+    rate[room == 0] = 0.0
+    cheapest = np.argsort(rate, kind="stable")
+    taken = np.minimum(np.cumsum(room[cheapest]), more)
+    used = np.diff(taken, prepend=0)
+    return float(fewest.sum() + (rate[cheapest] * used).sum())
 
 
 def _step_s(stage: Stage, slowest: float, total: float) -> float:
@@ -224,6 +250,9 @@ def _dealt_sum(
 
     Answers with the index of each stage's number of layers.
     """
+    dealt = _cheapest_layers(seconds, numbers, n_layers)
+    if dealt is not None:
+        return dealt
     least = np.full(n_layers + 1, np.inf)
     least[0] = 0.0
     taken = np.zeros((len(seconds), n_layers + 1), dtype=np.intp)
@@ -243,3 +272,32 @@ def _dealt_sum(
         picked.append(int(taken[s, left]))
         left -= int(numbers[picked[-1]])
     return float(least[n_layers]), picked[::-1]
+
+
+def _cheapest_layers(
+    seconds: Column, numbers: NDArray[np.int64], n_layers: int
+) -> tuple[float, list[int]] | None:
+    """The same where each further layer of a stage adds no less than the one before it.
+
+    Then the cheapest layers of all stages are the least sum. None where that is not so, or the
+    layers cannot be dealt.
+    """
+    more = n_layers - len(seconds) * int(numbers[0])
+    there = np.isfinite(seconds)
+    if more < 0 or not there[:, 0].all():
+        return None
+    added = np.full((len(seconds), len(numbers) - 1), np.inf)
+    np.subtract(seconds[:, 1:], seconds[:, :-1], out=added, where=there[:, 1:] & there[:, :-1])
+    rising = added[:, 1:] >= added[:, :-1] * (1.0 - RISING)
+    if not (rising.all() and (there[:, 1:] <= there[:, :-1]).all() and _by_one(numbers)):
+        return None
+    order = np.argsort(added, axis=None, kind="stable")[:more]
+    if len(order) < more or not np.isfinite(added.ravel()[order[-1:]]).all():
+        return None
+    picked = np.bincount(order // max(added.shape[1], 1), minlength=len(seconds))
+    total = seconds[np.arange(len(seconds)), picked].sum()
+    return float(total), picked.tolist()
+
+
+def _by_one(numbers: NDArray[np.int64]) -> bool:
+    return bool(numbers[-1] - numbers[0] == len(numbers) - 1)

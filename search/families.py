@@ -54,10 +54,9 @@ def families(
 
 def _numbers(stage: Stage, legality: Legality, most: int) -> NDArray[np.int64]:
     """Layers that a stage may have."""
-    largest = min(most, stage.n_layers - (stage.pp - 1) * stage.vpp)
-    fewest = max(stage.vpp, stage.n_layers - (stage.pp - 1) * largest)
-    numbers = np.arange(fewest, largest + 1, dtype=np.int64)
-    return numbers[numbers * stage.pp == stage.n_layers] if legality.equal_stages else numbers
+    numbers = np.array(stage.numbers(most), dtype=np.int64)
+    dealt = legality.dealt(stage.n_layers, stage.pp)
+    return numbers if dealt is None else numbers[np.isin(numbers, dealt)]
 
 
 def _least_count(stage: Stage, budget_bytes: float, last: int) -> int:
@@ -71,7 +70,7 @@ def _least_count(stage: Stage, budget_bytes: float, last: int) -> int:
         forced = count * stage.vpp
         over = room - forced * high
         most = np.floor(np.where(over < 0, room / high, forced + over / low))
-        if (most >= stage.vpp).all() and most.sum() >= stage.n_layers:
+        if (most >= stage.fewest).all() and most.sum() >= stage.n_layers:
             return count
     return last
 
@@ -118,11 +117,34 @@ def _tables(
         yield Choices.of(stage, dealt=dealt)
 
 
+def _is_dealt(stage: Stage, legality: Legality) -> bool:
+    """Whether a setting leaves a mesh one plan: the framework deals the layers."""
+    return stage.pp > 1 and legality.equal_stages and legality.remat != "by-stage"
+
+
+def _dealt(stage: Stage, legality: Legality, most: int, budget_bytes: float) -> Iterator[Leaf]:
+    """The plan of each setting, where the framework deals the layers."""
+    layers = legality.dealt(stage.n_layers, stage.pp)
+    for dealt in families(stage, legality, most, budget_bytes):
+        place = {int(row.sum()): row for row in dealt}
+        if layers is not None and all(n in place for n in layers.tolist()):
+            rungs = np.stack([place[n] for n in layers.tolist()])
+            time_s, memory = stage.evaluate(rungs)
+            yield Leaf(rungs=rungs, time_s=time_s, memory_bytes=memory)
+
+
 def fastest(
     stage: Stage, legality: Legality, budget_bytes: float, below_s: float = np.inf
 ) -> Leaf | None:
     """The fastest statable plan of a mesh within a budget; None where none is below ``below_s``."""
     best: Leaf | None = None
+    if _is_dealt(stage, legality):
+        most = dealing.most_layers(stage, budget_bytes, below_s)
+        for plan in _dealt(stage, legality, most, budget_bytes):
+            limit = below_s if best is None else min(below_s, best.time_s)
+            if plan.memory_bytes <= budget_bytes and plan.time_s < limit:
+                best = plan
+        return best
     for choices in _tables(stage, legality, budget_bytes, below_s):
         limit = below_s if best is None else min(below_s, best.time_s)
         leaf = dealing.fastest(stage, budget_bytes, limit, choices)
@@ -135,6 +157,13 @@ def smallest(stage: Stage, legality: Legality, time_s: float, enough_bytes: floa
     """The least memory at which a step takes at most ``time_s``; None above ``enough_bytes``."""
     best: Leaf | None = None
     latest = float(np.nextafter(time_s, np.inf))
+    if _is_dealt(stage, legality):
+        most = dealing.most_layers(stage, enough_bytes, latest)
+        for plan in _dealt(stage, legality, most, enough_bytes):
+            enough = enough_bytes if best is None else best.memory_bytes * (1.0 - 1e-12)
+            if plan.memory_bytes <= enough and plan.time_s <= time_s:
+                best = plan
+        return best
     for choices in _tables(stage, legality, enough_bytes, latest):
         enough = enough_bytes if best is None else best.memory_bytes * (1.0 - 1e-12)
         leaf = dealing.smallest(stage, time_s, enough, choices=choices)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column
 from autoshard.costmodels.legality import Legality
 from autoshard.costmodels.profile import StageCosts
 from autoshard.search import bounds
+from autoshard.search.interleaving import fewest_layers
 from autoshard.search.rows import Rows
 
 
@@ -30,22 +32,23 @@ def family_floors_s(
     if legality.remat == "by-stage":
         return np.zeros(len(rows)), np.zeros(len(rows), dtype=np.bool_)
     rungs = rows.costs.saved_bytes.shape[1]
+    dealt = legality.dealt(rows.n_layers, held.shape[1])
     counted = legality.remat == "one-count" and rungs > 1
     floor = np.full(len(rows), np.inf)
     for rung in range(rungs):
         if not counted or 0 < rung < rungs - 1:
             took = stage_s(rows, held, most, rung, rung, np.zeros(len(rows)))
             took[_bytes(rows, held, most, rung) > budget_bytes * (1.0 + bounds.SLACK)] = np.inf
-            floor = np.minimum(floor, _step_s(rows, took, took, legality.equal_stages))
+            floor = np.minimum(floor, _step_s(rows, took, took, dealt))
     if not counted:
         return floor, np.ones(len(rows), dtype=np.bool_)
     known = _trades(rows.costs)
-    count = _least_count(rows, held, budget_bytes, legality.equal_stages)
+    count = _least_count(rows, held, budget_bytes, dealt)
     low = stage_s(rows, held, most, 0, rungs - 1, np.zeros(len(rows)))
     took = stage_s(rows, held, most, 0, rungs - 1, count)
     beyond = _bytes(rows, held, most, rungs - 1) > budget_bytes * (1.0 + bounds.SLACK)
     low[beyond] = took[beyond] = np.inf
-    step = _step_s(rows, took, low, legality.equal_stages, count)
+    step = _step_s(rows, took, low, dealt, count)
     return np.minimum(floor, np.where(np.isfinite(count), step, np.inf)), known
 
 
@@ -106,7 +109,9 @@ def _trades(costs: StageCosts) -> np.ndarray:
     return trades
 
 
-def _least_count(rows: Rows, held: Column, budget_bytes: float, equal: bool) -> Column:
+def _least_count(
+    rows: Rows, held: Column, budget_bytes: float, dealt: NDArray[np.int64] | None
+) -> Column:
     """Layers of a stage that have to be on the last rung, ``[n]``; infinite where that is too few.
 
     The least count of a chunk at which stages within the budget hold all layers, times ``vpp``.
@@ -114,7 +119,7 @@ def _least_count(rows: Rows, held: Column, budget_bytes: float, equal: bool) -> 
     c, pp = rows.candidates, held.shape[1]
     room = budget_bytes * (1.0 + bounds.SLACK) - _ends(rows, pp)
     low, high = (np.maximum(_per_layer(rows, held, r), 1e-9) for r in (0, -1))
-    fewest = (np.full_like(c.pp, rows.n_layers // pp) if equal else c.vpp)[:, None]
+    fewest = fewest_layers(rows.n_layers, pp, c.vpp) if dealt is None else dealt[None, :]
 
     def fits(count: Column) -> Any:
         forced = (count * c.vpp)[:, None]
@@ -135,7 +140,11 @@ def _least_count(rows: Rows, held: Column, budget_bytes: float, equal: bool) -> 
 
 
 def _step_s(
-    rows: Rows, took: Column, low: Column, equal: bool, count: Column | None = None
+    rows: Rows,
+    took: Column,
+    low: Column,
+    dealt: NDArray[np.int64] | None,
+    count: Column | None = None,
 ) -> Column:
     """A floor on the step without exposed work, ``[n]``.
 
@@ -146,14 +155,14 @@ def _step_s(
     """
     costs, layers = rows.costs, rows.n_layers
     n, pp, width = took.shape
-    if equal:
-        stages = took[:, :, layers // pp]
+    if dealt is not None:
+        stages = took[:, np.arange(pp), dealt]
         return _weighted_s(costs, stages.max(axis=1), stages.sum(axis=1))
     most = width - 2
-    vpp = rows.candidates.vpp[:, None]
+    fewest = fewest_layers(layers, pp, rows.candidates.vpp)
     slowest = np.partition(took[:, :, 1 : most + 1].reshape(n, -1), layers - 1, axis=1)
     slowest = np.minimum(slowest[:, layers - 1], took[:, :, most + 1].min(axis=1))
-    at_least = np.take_along_axis(took, vpp[:, :, None], axis=2)
+    at_least = np.take_along_axis(took, fewest[:, :, None], axis=2)
     slowest = np.maximum(slowest, at_least.max(axis=(1, 2)))
     total = _total_s(low, layers)
     if count is None or not count[np.isfinite(count)].any():
@@ -162,12 +171,13 @@ def _step_s(
     again = np.where(np.isfinite(count), count, 0.0)[:, None]
     # By the most layers of a stage: so many at least are recomputed, the others being shortest.
     largest = np.arange(-(-layers // pp), most + 2)[None, :]
-    top = np.where(largest == most + 1, layers - (pp - 1) * vpp, largest)
-    spare = layers - pp * vpp
-    full = np.where(top > vpp, spare // np.maximum(top - vpp, 1), 0)
-    rest = vpp + spare - full * (top - vpp)
+    few = fewest.min(axis=1, keepdims=True)
+    top = np.where(largest == most + 1, layers - (pp - 1) * few, largest)
+    spare = layers - pp * few
+    full = np.where(top > few, spare // np.maximum(top - few, 1), 0)
+    rest = few + spare - full * (top - few)
     redone = full * np.minimum(again, top) + np.minimum(again, rest)
-    redone = redone + (pp - full - 1) * np.minimum(again, vpp)
+    redone = redone + (pp - full - 1) * np.minimum(again, few)
     redone = np.where(full >= pp, pp * np.minimum(again, top), redone)
     longest = np.maximum(slowest[:, None], took[:, :, -(-layers // pp) :].min(axis=1))
     sums = total[:, None] + np.maximum(slower, 0.0)[:, None] * redone

@@ -18,8 +18,8 @@ from autoshard.costmodels.costs import Column, PipelineCost, Place
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile, StageCosts
 from autoshard.search import bounds
+from autoshard.search.interleaving import virtual_stages
 from autoshard.search.rows import InFlight, Rows, chunks
-from autoshard.search.space import virtual_stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ def _solve(
             deadline=deadline,
             limit=options.limit,
             most_chips=most_chips,
+            tell=options.progress,
         )
         if not len(rows) and complete:
             raise Infeasible("no candidate is left")
@@ -125,16 +126,15 @@ def _trace(search: Search) -> tuple[list[Point], bool]:
             return False
         found.append(point)
         if search.options.progress is not None:
-            search.options.progress(
-                f"point {len(found)}: {point.step_time_s:.4g} s "
-                f"at {point.memory_bytes / 2**30:.2f} GiB"
-            )
+            search.options.progress(_point_words(found, search.options.points))
         return True
 
     complete = True
     try:
         if not search.all_rows:
             raise Interrupted
+        if search.options.progress is not None:
+            search.options.progress(_first_words(search))
         capacity = float(search.problem.capacity_bytes)
         if add(search.point(capacity)):
             if search.options.points == 0:
@@ -152,6 +152,33 @@ def _trace(search: Search) -> tuple[list[Point], bool]:
         if not found:
             add(search.even_point())
     return _undominated(found), complete
+
+
+def _first_words(search: Search) -> str:
+    """What is left of the space, and the fastest even plan in it with its gap: no proof yet."""
+    said = f"{len(search.rows):,} of {search.tally.priced:,} candidates within the bounds"
+    plan_s, plan_bytes = search.ceiling
+    fits = plan_bytes <= search.problem.capacity_bytes
+    even_s = float(np.min(plan_s, where=fits, initial=np.inf))
+    # Whether an even plan satisfies the functions of a user, nobody knows yet.
+    if not np.isfinite(even_s) or search.master or search.options.constrain_stages:
+        return said
+    gap = even_s / float(search.floor_s.min()) - 1.0
+    return f"{said}; incumbent {even_s:.4g} s, gap {_percent(gap)}"
+
+
+def _point_words(found: list[Point], asked: int) -> str:
+    """The fastest plan and its gap, and the points so far with the newest of them."""
+    best, newest = found[0], found[-1]
+    count = f"{len(found)} of {asked} points" if asked else f"{len(found)} points"
+    return (
+        f"fastest {best.step_time_s:.4g} s, gap {_percent(best.gap)}; {count}, last "
+        f"{newest.step_time_s:.4g} s at {newest.memory_bytes / 2**30:.2f} GiB"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f} %"
 
 
 def _spread(search: Search, found: list[Point], add: Callable[[Point | None], bool]) -> None:

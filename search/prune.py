@@ -7,7 +7,7 @@ left is exact.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -114,6 +114,7 @@ def promising_rows(
     deadline: float = np.inf,
     limit: Limit | None = None,
     most_chips: int | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[Rows, bool]:
     """Every row that can hold a point of the front, or tie with one within ``gap``.
 
@@ -123,10 +124,10 @@ def promising_rows(
     on the chips of a plan. ``prune=False`` prices the whole space, for
     constraints that bounds cannot see. Second comes whether these are all the rows: past the
     ``deadline`` (of the monotonic clock) or after Ctrl-C, pricing stops with the most promising
-    ones.
+    ones. ``tell`` is told how far it is.
     """
     stairs = Staircase(slowest=slowest, known_s=known_s)
-    pricing = Pricing(problem, profile, keep, gap, tally, deadline, limit)
+    pricing = Pricing(problem, profile, keep, gap, tally, deadline, limit, tell)
     blocks = mesh_blocks(problem, deadline)
     parts: list[Rows] = []
     try:
@@ -208,6 +209,7 @@ class Pricing:
     tally: Tally
     deadline: float
     limit: Limit | None = None
+    tell: Callable[[str], None] | None = None
     stopped: bool = False
 
     def rows(
@@ -231,6 +233,7 @@ class Pricing:
                     self._search(table.take(part), floors.take(part), stairs, kept)
                 else:
                     self._all(table.take(part), kept)
+                self._say(stairs)
                 if self.stopped:
                     break
         except KeyboardInterrupt:
@@ -246,6 +249,15 @@ class Pricing:
             for rows, time_s, memory in kept
         ]
         return Rows.concatenate(final)
+
+    def _say(self, stairs: Staircase | None) -> None:
+        """Tell how many candidates are priced, and the fastest plan among them that fits."""
+        if self.tell is None:
+            return
+        capacity = np.array([float(self.problem.capacity_bytes)])
+        least_s = np.inf if stairs is None else float(stairs.least_time_s(capacity)[0])
+        incumbent = f", incumbent {least_s:.4g} s" if np.isfinite(least_s) else ""
+        self.tell(f"{self.tally.priced:,} candidates priced{incumbent}")
 
     def _late(self, kept: list[Kept]) -> bool:
         """Whether to stop; even a search that is late prices one piece: there is a plan to show."""

@@ -12,9 +12,9 @@ The rules, each a property of the model, the batch or the network:
   ``cp > 1`` deals it in ``2 cp`` pieces to balance the causal mask;
 * ``dp * batch_split`` divides the sequences of the batch, and ``microbatches`` divides what is
 left;
-* ``pp * vpp`` is at most the number of layers; interleaving wants ``microbatches`` in whole rounds
-of
-  ``pp``, and ``vpp`` divides the layers of an even stage (rounded down or up);
+* ``pp`` is at most the number of layers; interleaving (``vpp > 1``) wants ``pp > 1``,
+  ``microbatches`` in whole rounds of ``pp``, and equal chunks on a full stage: ``vpp`` divides
+  ``ceil(L / pp)`` (:mod:`autoshard.search.interleaving`);
 * chips used are at most the chips offered; on TPU ``dp`` is the number of pods used, one replica
 each:
   inside a pod, data parallelism is FSDP (the book's scheme, training.md "Scaling across pods");
@@ -23,7 +23,6 @@ each:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -33,29 +32,11 @@ from autoshard.costmodels.candidates import Candidates, IntColumn
 from autoshard.costmodels.checks import LARGEST_COUNT
 from autoshard.costmodels.model import Model
 from autoshard.costmodels.problem import Problem
+from autoshard.search.divisors import divisors
+from autoshard.search.interleaving import virtual_stages
 
 #: A constraint of the user: candidates in, a Boolean column out.
 Keep = Callable[[Candidates], np.ndarray]
-
-
-def divisors(number: int) -> list[int]:
-    """The divisors of a positive integer, ascending."""
-    return list(_divisors(number))
-
-
-@functools.lru_cache(maxsize=2**14)
-def _divisors(number: int) -> tuple[int, ...]:
-    found, left, prime = [1], number, 2
-    while prime * prime <= left:
-        powers = [1]
-        while left % prime == 0:
-            left //= prime
-            powers.append(powers[-1] * prime)
-        found = [d * power for d in found for power in powers]
-        prime += 1 if prime == 2 else 2
-    if left > 1:
-        found += [d * left for d in found]
-    return tuple(sorted(found))
 
 
 def tensor_degrees(model: Model) -> list[int]:
@@ -219,9 +200,3 @@ def expand(
         vpp=np.concatenate(chunks), microbatches=count, micro_batch_size=per_shard[row] // count
     )
     return expanded, row
-
-
-def virtual_stages(n_layers: int, pp: int) -> list[int]:
-    """Chunks a stage may have: divisors of an even stage, rounded down and rounded up."""
-    floor, ceil = n_layers // pp, -(-n_layers // pp)
-    return sorted(v for v in {*divisors(floor), *divisors(ceil)} if pp * v <= n_layers)

@@ -8,13 +8,14 @@ which (no launch framework states more). Then everything that one stage can be i
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column
+from autoshard.search.interleaving import fewest_layers, most_layers
 from autoshard.search.rows import Rows
 
 
@@ -102,6 +103,19 @@ class Stage:
         ends[0, 0] = ends[-1, 1] = 1.0
         return ends
 
+    @property
+    def fewest(self) -> NDArray[np.int64]:
+        """Layers that each stage has at least, ``[pp]``."""
+        fewest: NDArray[np.int64] = fewest_layers(self.n_layers, self.pp, np.array([self.vpp]))[0]
+        return fewest
+
+    def numbers(self, most: int | None = None) -> range:
+        """Layers that some stage may have, with at most ``most`` on each."""
+        largest = int(most_layers(self.n_layers, self.pp, np.array([self.vpp]))[0])
+        most = largest if most is None else min(most, largest)
+        # With at most so many on each other stage, so few are left at least.
+        return range(max(int(self.fewest.min()), self.n_layers - (self.pp - 1) * most), most + 1)
+
     def evaluate(self, rungs: NDArray[np.int64]) -> tuple[float, float]:
         """Step seconds and peak bytes of ``rungs[s, r]`` layers, in floats."""
         layers = rungs.sum(axis=1)
@@ -160,8 +174,7 @@ class Choices:
     Sorted by number of layers; ``starts`` is where each of the ``numbers`` of layers begins.
     ``layers`` and ``rungs[., r]`` count layers, ``saved`` is bytes of one microbatch.
     ``seconds[kind]`` and ``exposed[kind]`` are the stage's time and what once-a-step work adds,
-    for the ends that a stage has: ``(embedding, head)``; ``order[kind]`` sorts each number's
-    choices by time, then by saved bytes.
+    for the ends that a stage has: ``(embedding, head)``.
     """
 
     numbers: NDArray[np.int64]
@@ -171,7 +184,7 @@ class Choices:
     saved: Column
     seconds: dict[tuple[int, int], Column]
     exposed: dict[tuple[int, int], Column]
-    order: dict[tuple[int, int], NDArray[np.intp]]
+    _orders: dict[tuple[int, int], NDArray[np.intp]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -195,7 +208,6 @@ class Choices:
             exposed[kind] = stage.exposed[kind][layers]
         numbers, starts = np.unique(layers, return_index=True)
         saved = rungs @ stage.saved
-        order = {kind: np.lexsort((saved, took, layers)) for kind, took in seconds.items()}
         return cls(
             numbers=numbers,
             starts=starts,
@@ -204,18 +216,19 @@ class Choices:
             saved=saved,
             seconds=seconds,
             exposed=exposed,
-            order=order,
         )
+
+    def order(self, kind: tuple[int, int]) -> NDArray[np.intp]:
+        """Sorts each number's choices by time, then by saved bytes, ``[choices]``."""
+        if kind not in self._orders:
+            self._orders[kind] = np.lexsort((self.saved, self.seconds[kind], self.layers))
+        return self._orders[kind]
 
     @staticmethod
     def _rungs(stage: Stage, most: int | None) -> NDArray[np.int64]:
         """Layers on each rung, of every choice."""
-        largest = stage.n_layers - (stage.pp - 1) * stage.vpp
-        most = largest if most is None else min(most, largest)
-        # With at most so many on each other stage, so few are left at least.
-        fewest = max(stage.vpp, stage.n_layers - (stage.pp - 1) * most)
-        keep = useful_rungs(stage)
-        dealt = all_dealings(fewest, most, len(keep))
+        numbers, keep = stage.numbers(most), useful_rungs(stage)
+        dealt = all_dealings(numbers.start, numbers.stop - 1, len(keep))
         rungs = np.zeros((len(dealt), len(stage.saved)), dtype=np.int64)
         rungs[:, keep] = dealt
         return rungs

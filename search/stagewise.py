@@ -6,16 +6,17 @@ possible where the stages together take all of them.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoshard.costmodels.costs import Column, Place
-from autoshard.costmodels.profile import Profile, StageCosts
+from autoshard.costmodels.profile import Profile
 from autoshard.search import bounds
+from autoshard.search.budget_floors import lower_lines
 from autoshard.search.family_bounds import family_floors_s
+from autoshard.search.interleaving import fewest_layers, fewest_of, most_layers
 from autoshard.search.rows import Rows, schedules_of
 
 #: Numbers held at a time: rows times stages times layers.
@@ -27,7 +28,7 @@ def smallest_bytes(rows: Rows, profile: Profile) -> Column:
 
     Every layer on its smallest rung, a stage of ``k`` layers needs ``ends + k (state + in_flight *
     saved)``. So many stages and layers fit as needs are at most the budget: the least budget is the
-    ``L``-th smallest need, or what a stage with as many layers as chunks needs.
+    ``L``-th smallest need, or what a stage with its fewest layers needs.
     """
     least = np.empty(len(rows))
     degrees = rows.candidates.pp
@@ -57,13 +58,17 @@ def _smallest(rows: Rows, profile: Profile, most: int) -> tuple[Column, NDArray[
     needs = per_layer[:, :, None] * np.arange(1.0, most + 2.0)
     needs[:, 0] += state["embedding"][:, None]
     needs[:, -1] += state["head"][:, None]
-    if profile.legality.equal_stages:
-        even = needs[:, :, -(-layers // pp) - 1].max(axis=1)
+    dealt = profile.legality.dealt(layers, pp)
+    if dealt is not None:
+        even = needs[:, np.arange(pp), dealt - 1].max(axis=1)
         return even + costs.fixed_bytes, np.ones(n, dtype=np.bool_)
+    vpp = rows.candidates.vpp
+    allowed = most_layers(layers, pp, vpp)
+    needs[np.broadcast_to(np.arange(most + 1) >= allowed[:, None, None], needs.shape)] = np.inf
     least = np.partition(needs[:, :, :most].reshape(n, -1), layers - 1, axis=1)[:, layers - 1]
     sure = (least <= needs[:, :, most].min(axis=1)) | (most == layers - pp + 1)
-    chunks = np.take_along_axis(needs, rows.candidates.vpp[:, None, None] - 1, axis=2)
-    return np.maximum(least, chunks.max(axis=(1, 2))) + costs.fixed_bytes, sure
+    fewest = np.take_along_axis(needs, fewest_layers(layers, pp, vpp)[:, :, None] - 1, axis=2)
+    return np.maximum(least, fewest.max(axis=(1, 2))) + costs.fixed_bytes, sure
 
 
 def _in_flight(rows: Rows, profile: Profile) -> Column:
@@ -86,123 +91,135 @@ class StageFloors:
     def __init__(self, rows: Rows, profile: Profile) -> None:
         self.rows = rows
         self._legality = profile.legality
-        self._flat, self._slope = _hull(rows.costs)
+        self._flat, self._slope = lower_lines(rows.costs)
         schedules, self._schedule = schedules_of(rows.candidates)
         self._held = profile.in_flight(schedules)
+        sizes = [len(held) for held in self._held]
+        self._every_held = np.concatenate([np.ones(1), *self._held])
+        self._start = np.cumsum([1, *sizes[:-1]])[self._schedule] if sizes else self._schedule
+        self._exposed_s = bounds.exposed_floor_s(rows)
+        self._least_saved = rows.costs.saved_bytes.min(axis=1) * (1.0 - bounds.SLACK)
 
-    def time_s(self, picked: NDArray[np.intp], budget_bytes: float) -> Column:
+    def time_s(
+        self, picked: NDArray[np.intp], budget_bytes: float, enough_s: float = np.inf
+    ) -> Column:
         """No plan of those rows within a budget is faster; infinite where none fits.
 
-        Zero for rows without a pipeline, of which :mod:`autoshard.search.bounds` knows as much.
+        Zero for rows without a pipeline, of which :mod:`autoshard.search.bounds` knows as much. A
+        floor above ``enough_s`` need not be any nearer.
         """
         floor = np.zeros(len(picked))
         degrees = self.rows.candidates.pp[picked]
-        for pp in np.unique(degrees[degrees > 1]).tolist():
-            # More layers than this on one stage are only asked whether they are the slowest.
-            most = min(self.rows.n_layers - pp + 1, 2 * -(-self.rows.n_layers // pp) + 1)
-            size = max(BLOCK // (pp * (most + 2)), 1)
-            of = np.nonzero(degrees == pp)[0]
-            for start in range(0, len(of), size):
-                part = of[start : start + size]
-                floor[part] = self._block_s(picked[part], most, budget_bytes)
+        several = np.nonzero(degrees > 1)[0]
+        slots = [len(_slots(pp, self.rows.n_layers)[0]) for pp in np.unique(degrees).tolist()]
+        size = max(BLOCK // max(slots, default=1), 1)
+        for start in range(0, len(several), size):
+            part = several[start : start + size]
+            floor[part] = self._block_s(picked[part], budget_bytes)
+        if self._legality.restricts_stages:
+            for pp in np.unique(degrees[several]).tolist():
+                of = np.nonzero((degrees == pp) & (floor <= enough_s) & np.isfinite(floor))[0]
+                size = max(BLOCK // (pp * (_most(pp, self.rows.n_layers) + 2)), 1)
+                for start in range(0, len(of), size):
+                    part = of[start : start + size]
+                    floor[part] = self._family_s(picked[part], floor[part], budget_bytes)
         return floor
 
-    def _block_s(self, part: NDArray[np.intp], most: int, budget_bytes: float) -> Column:
-        """The floor of rows with the same number of stages."""
-        block = self.rows.take(part)
+    def _family_s(self, part: NDArray[np.intp], floor: Column, budget_bytes: float) -> Column:
+        """The floor of rows with the same number of stages, under rules on all stages."""
         held = np.stack([self._held[k] for k in self._schedule[part].tolist()])
-        took = self._least_stage_s(part, block, held, most, budget_bytes)
-        n, layers = len(part), self.rows.n_layers
-        every = took[:, :, 1 : most + 1].reshape(n, -1)
-        slowest = np.partition(every, layers - 1, axis=1)[:, layers - 1]
-        slowest = np.minimum(slowest, took[:, :, most + 1].min(axis=1))
-        at_least = np.take_along_axis(took, block.candidates.vpp[:, None, None], axis=2)
-        slowest = np.maximum(slowest, at_least.max(axis=(1, 2)))
-        reached = np.where(np.isfinite(took), took, 0.0)
-        steps = np.where(np.isfinite(took[:, :, 1:]), np.diff(reached, axis=2), np.inf)
-        cheapest = np.partition(steps[:, :, :most].reshape(n, -1), layers - 1, axis=1)[:, :layers]
+        most = _most(held.shape[1], self.rows.n_layers)
+        block = self.rows.take(part)
+        family, known = family_floors_s(block, held, most, budget_bytes, self._legality)
+        family = (family + self._exposed_s[part]) * (1.0 - bounds.SLACK)
+        return np.where(known, np.maximum(floor, family), floor)
+
+    def _block_s(self, part: NDArray[np.intp], budget_bytes: float) -> Column:
+        """The floor of some rows, from what every stage of each takes with 0 layers, 1, and so on.
+
+        One place ``[n, w]`` for each stage and number of layers; rows of few places are filled up.
+        """
+        costs, c, n_layers = self.rows.costs, self.rows.candidates, self.rows.n_layers
+        degrees, which = np.unique(c.pp[part], return_inverse=True)
+        tables = [_slots(pp, n_layers) for pp in degrees.tolist()]
+        width = max(len(table[0]) for table in tables)
+        stage, layers = (
+            np.stack([np.pad(t[k], (0, width - len(t[k])), constant_values=-1) for t in tables])
+            for k in (0, 1)
+        )
+        most = np.array([_most(pp, n_layers) for pp in degrees.tolist()])[:, None]
+        stage, layers, beyond = stage[which], layers[which], (layers == most + 1)[which]
+        took = self._least_stage_s(part, stage, layers, budget_bytes)
+        further = (layers > 0) & ~beyond
+        last = n_layers - 1
+        slowest = np.partition(np.where(further, took, np.inf), last, axis=1)[:, last]
+        slowest = np.minimum(slowest, took.min(axis=1, where=beyond, initial=np.inf))
+        inner, ends = (each[:, None] for each in fewest_of(n_layers, c.pp[part], c.vpp[part]))
+        at_ends = (stage == 0) | (stage == c.pp[part, None] - 1)
+        fewest = layers == np.where(at_ends, ends, inner)
+        slowest = np.maximum(slowest, took.max(axis=1, where=fewest, initial=0.0))
+        there = np.isfinite(took)
+        reached = np.where(there, took, 0.0)
+        steps = np.full_like(took, np.inf)
+        np.subtract(reached[:, 1:], reached[:, :-1], out=steps[:, 1:], where=there[:, 1:])
+        cheapest = np.partition(np.where(further, steps, np.inf), last, axis=1)[:, :n_layers]
         # Steps rise: where none beyond the table is among the cheapest, these are the cheapest.
-        whole = steps[:, :, most].min(axis=1) >= cheapest[:, -1]
-        total = np.where(whole, reached[:, :, 0].sum(axis=1) + cheapest.sum(axis=1), 0.0)
+        whole = steps.min(axis=1, where=beyond, initial=np.inf) >= cheapest[:, -1]
+        none = reached.sum(axis=1, where=layers == 0)
+        total = np.where(whole, none + cheapest.sum(axis=1), 0.0)
         fits = np.isfinite(slowest) & np.isfinite(total)
         slowest, total = np.where(fits, slowest, 0.0), np.where(fits, total, 0.0)
-        floor: Column = block.costs.max_weight * slowest + block.costs.sum_weight * total
-        if self._legality.restricts_stages:
-            family, known = family_floors_s(block, held, most, budget_bytes, self._legality)
-            floor = np.where(known, np.maximum(floor, family), floor)
-            fits &= np.isfinite(floor)
-        floor = (floor + bounds.exposed_floor_s(block)) * (1.0 - bounds.SLACK)
+        floor: Column = costs.max_weight[part] * slowest + costs.sum_weight[part] * total
+        floor = (floor + self._exposed_s[part]) * (1.0 - bounds.SLACK)
         floor[~fits] = np.inf
         return floor
 
     def _least_stage_s(
-        self, part: NDArray[np.intp], block: Rows, held: Column, most: int, budget_bytes: float
+        self,
+        part: NDArray[np.intp],
+        stage: NDArray[np.int64],
+        layers: NDArray[np.int64],
+        budget_bytes: float,
     ) -> Column:
-        """Least seconds of each stage with 0 to ``most + 1`` layers, ``[n, pp, most + 2]``."""
-        costs = block.costs
-        layers = np.arange(most + 2, dtype=np.float64)
-        state = costs.state_bytes
-        room = np.broadcast_to(
-            (budget_bytes * (1.0 + bounds.SLACK) - costs.fixed_bytes)[:, None], held.shape
-        ).copy()
-        room[:, 0] -= state["embedding"]
-        room[:, -1] -= state["head"]
-        room /= held
+        """Least seconds of each stage with a number of layers, ``[n, w]``; infinite where none."""
+        costs = self.rows.costs
+        there = stage >= 0
+        held = self._every_held[np.where(there, self._start[part, None] + stage, 0)]
+        ends: dict[Place, Column] = {
+            "layer": layers.astype(np.float64),
+            "embedding": (stage == 0) * 1.0,
+            "head": (stage == self.rows.candidates.pp[part, None] - 1) * 1.0,
+        }
         # Saved bytes of one microbatch that a stage of so many layers may have.
-        left = room[:, :, None] - (state["layer"][:, None] / held)[:, :, None] * layers
+        room = budget_bytes * (1.0 + bounds.SLACK) - costs.fixed_bytes[part]
+        left = np.repeat(room[:, None], held.shape[1], axis=1)
+        for place, count in ends.items():
+            left -= costs.state_bytes[place][part, None] * count
+        left /= held
         forward, backward = np.zeros_like(left), np.zeros_like(left)
-        form = np.empty_like(left)
-        for j in range(self._flat.shape[0]):
-            form[:] = costs.forward_s["layer"][:, j, None, None] * layers
-            np.maximum(forward, _with_ends(form, costs.forward_s, j), out=forward)
+        for j in range(len(self._flat)):
+            form = sum(costs.forward_s[p][part, j, None] * count for p, count in ends.items())
+            np.maximum(forward, form, out=forward)
+            at_ends = costs.backward_s["embedding"][part, j, None] * ends["embedding"]
+            at_ends += costs.backward_s["head"][part, j, None] * ends["head"]
             for flat, slope in zip(self._flat[j], self._slope[j], strict=True):
-                if slope.any():
-                    np.multiply(slope[part, None, None], left, out=form)
-                    form += flat[part, None, None] * layers
-                else:
-                    form[:] = flat[part, None, None] * layers
-                np.maximum(backward, _with_ends(form, costs.backward_s, j), out=backward)
-        least: Column = forward
-        least += backward
-        least += costs.send_s[:, None, None]
-        fits = left >= costs.saved_bytes.min(axis=1)[:, None, None] * layers * (1.0 - bounds.SLACK)
-        least[~fits] = np.inf
+                form = flat[part, None] * ends["layer"] + at_ends
+                if slope[part].any():
+                    form += slope[part, None] * left
+                np.maximum(backward, form, out=backward)
+        least: Column = forward + backward
+        least += costs.send_s[part, None]
+        least[~there | (left < self._least_saved[part, None] * ends["layer"])] = np.inf
         return least
 
 
-def _with_ends(form: Column, places: Mapping[Place, Column], j: int) -> Column:
-    """One form of every stage, ``[n, pp, k]``, with the embedding and the head in place."""
-    form[:, 0] += places["embedding"][:, j, None]
-    form[:, -1] += places["head"][:, j, None]
-    return form
+def _most(pp: int, n_layers: int) -> int:
+    """More layers than this on one stage are only asked whether they are the slowest."""
+    return min(n_layers - pp + 1, 2 * -(-n_layers // pp) + 1)
 
 
-def _hull(costs: StageCosts) -> tuple[Column, Column]:
-    """Lines under the ladder: seconds at no saved bytes, and per saved byte; ``[j, lines, n]``.
-
-    The backward pass of a layer that saves ``b`` bytes takes at least ``flat + slope * b``: the
-    fastest rung, and each line through two rungs that no rung lies below. Slopes are at most zero.
-    """
-    saved, backward = costs.saved_bytes, costs.layer_backward_s
-    n, forms, rungs = backward.shape
-    # A hull of so many points has one side less; together with the fastest rung, as many lines.
-    flats = np.repeat(backward.min(axis=2).T[:, None, :], rungs, axis=1)
-    slopes = np.zeros((forms, rungs, n))
-    for j in range(forms):
-        seconds = backward[:, j, :]
-        found = np.ones(n, dtype=np.intp)
-        for low, high in itertools.combinations(range(rungs), 2):
-            span = saved[:, high] - saved[:, low]
-            slope = (seconds[:, high] - seconds[:, low]) / np.where(span != 0, span, 1.0)
-            flat = seconds[:, low] - slope * saved[:, low]
-            line = flat[:, None] + slope[:, None] * saved
-            under = (line <= seconds * (1.0 + bounds.SLACK)).all(axis=1)
-            # Rungs on one line make it twice; what is beyond the last place is let go.
-            under &= (slope < 0) & (span != 0) & (found < rungs)
-            rows = np.nonzero(under)[0]
-            flats[j, found[rows], rows] = flat[rows]
-            slopes[j, found[rows], rows] = slope[rows]
-            found[rows] += 1
-    used = (slopes != 0).any(axis=(0, 2))
-    used[0] = True
-    return flats[:, used], slopes[:, used]
+@functools.lru_cache(maxsize=4096)
+def _slots(pp: int, n_layers: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every stage with 0 layers up to one more than the most: the stage, and how many, ``[w]``."""
+    numbers = np.arange(_most(pp, n_layers) + 2)
+    return np.repeat(np.arange(pp), len(numbers)), np.tile(numbers, pp)

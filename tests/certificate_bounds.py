@@ -22,11 +22,25 @@ Places = Mapping[Any, Array]
 class Fractions:
     """What no plan of a row can beat, by layers that may be halved: ``n`` rows at once."""
 
-    def __init__(self, costs: StageCosts, held: list[Array], vpp: Array, n: int) -> None:
-        self.costs, self.vpp, self.n, self.pp = costs, vpp, n, np.array([len(h) for h in held])
+    def __init__(
+        self,
+        costs: StageCosts,
+        held: list[Array],
+        vpp: Array,
+        n: int,
+        dealt: list[list[int] | None],
+    ) -> None:
+        self.costs, self.n, self.pp = costs, n, np.array([len(h) for h in held])
         self.held = np.ones((len(held), max(self.pp)))
         self.there = np.arange(max(self.pp)) < self.pp[:, None]
         self.held[self.there] = np.concatenate(held)
+        self.fewest = np.repeat(vpp[:, None], max(self.pp), axis=1)  # layers of each stage
+        lone = (vpp > 1) & (vpp == -(-n // self.pp))  # chunks of a layer: one may be none
+        self.fewest[lone, 0] -= 1
+        self.fewest[lone, self.pp[lone] - 1] -= 1
+        for row, layers in enumerate(dealt):
+            if layers is not None:
+                self.fewest[row, : len(layers)] = layers
         self.ends = np.zeros(self.held.shape)  # bytes, of the first stage and of the last
         self.ends[:, 0] = costs.state_bytes["embedding"]
         self.ends[np.arange(len(held)), self.pp - 1] += costs.state_bytes["head"]
@@ -36,7 +50,7 @@ class Fractions:
         each = self.costs.state_bytes["layer"] + self.held.T * self.costs.saved_bytes.min(axis=1)
         room = (budget - self.costs.fixed_bytes)[:, None] - self.ends
         most = np.where(self.there, np.floor(room / np.maximum(each.T, 1e-9) * (1.0 + 1e-11)), 0.0)
-        alone = ((most >= self.vpp[:, None]) | ~self.there).all(axis=1)
+        alone = ((most >= self.fewest) | ~self.there).all(axis=1)
         found: Array = alone & (most.sum(axis=1) >= self.n)
         return found
 
@@ -79,10 +93,17 @@ class Fractions:
 class Dealing:
     """One row exactly: the least seconds of each stage and number of layers, then a programme."""
 
-    def __init__(self, costs: StageCosts, held: Array, vpp: int, n: int) -> None:
-        self.costs, self.held, self.pp, self.n = costs, held, len(held), n
-        fewest = n if self.pp == 1 else int(vpp)
-        self.dealt = dealings(fewest, n - fewest * (self.pp - 1), costs.saved_bytes.shape[1])
+    def __init__(
+        self,
+        costs: StageCosts,
+        held: Array,
+        n: int,
+        dealt: Array,
+        stages: list[int] | None,
+        vpp: int,
+    ) -> None:
+        self.stages, self.vpp = stages, vpp
+        self.costs, self.held, self.pp, self.n, self.dealt = costs, held, len(held), n, dealt
         self.saved = self.dealt @ costs.saved_bytes[0]
         self.layers = self.dealt.sum(axis=1).astype(np.int64)
         self.kinds = [(s == 0, s == self.pp - 1) for s in range(self.pp)]
@@ -115,6 +136,10 @@ class Dealing:
             fits = state + self.held[s] * self.saved <= budget
             np.minimum.at(took[s], self.layers[fits], seconds[fits])
             more[s, self.layers] = exposed
+            if not any(kind):
+                took[s, : self.vpp] = np.inf
+            if self.stages is not None:
+                took[s, np.arange(self.n + 1) != self.stages[s]] = np.inf
         free = self.sum(took)
         for cap in np.unique(more[np.isfinite(took)]).tolist():
             if self.step(free / self.pp, free) + cap >= limit_s:
@@ -125,6 +150,8 @@ class Dealing:
         return False
 
     def step(self, slowest: float, total: float) -> float:
+        if not np.isfinite(slowest + total):
+            return np.inf
         return float(self.costs.max_weight[0] * slowest + self.costs.sum_weight[0] * total)
 
     def under(self, took: Array, caps: Array, limit_s: float) -> bool:
@@ -146,6 +173,47 @@ class Dealing:
         for row in took:
             least = (np.where(left >= 0, least[left], np.inf) + row).min(axis=1)
         return float(least[-1])
+
+
+class Dealings:
+    """One row exactly, under each remat setting that a framework has."""
+
+    def __init__(
+        self,
+        costs: StageCosts,
+        held: Array,
+        vpp: int,
+        n: int,
+        remat: str,
+        stages: list[int] | None,
+    ) -> None:
+        pp, rungs = len(held), costs.saved_bytes.shape[1]
+        lone = vpp > 1 and vpp == -(-n // pp)
+        fewest = n if pp == 1 else vpp - lone
+        most = vpp if lone else n - fewest * (pp - 1)
+        layers = np.arange(fewest, most + 1)
+        layers = layers if stages is None else layers[np.isin(layers, stages)]
+        self.settings: list[Dealing] = []
+
+        def add(dealt: Array) -> None:
+            self.settings.append(Dealing(costs, held, n, dealt, stages, vpp))
+
+        if remat == "by-stage":
+            every = dealings(fewest, most, rungs)
+            add(every[np.isin(every.sum(axis=1), layers)])
+            return
+        for rung in range(rungs):
+            add(layers[:, None] * (np.arange(rungs) == rung))
+        # So many of each chunk on the last rung, or all that it has.
+        for count in range(1, -(-n // vpp)) if remat == "one-count" and rungs > 1 else ():
+            again = np.minimum(count * vpp, layers)
+            dealt = np.zeros((len(layers), rungs))
+            dealt[:, 0], dealt[:, -1] = layers - again, again
+            add(dealt)
+
+    def beats(self, budget: float, limit_s: float) -> bool:
+        """Whether a plan within the budget takes less than the limit."""
+        return any(setting.beats(budget, limit_s) for setting in self.settings)
 
 
 @functools.cache

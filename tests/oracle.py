@@ -83,8 +83,10 @@ def _with_the_rest(problem: Problem, mesh: Mesh) -> Iterator[Mesh]:
             for microbatches in divides(share):
                 chunks = {1}
                 if pp > 1 and microbatches % pp == 0:
-                    for even in (layers // pp, -(-layers // pp)):
-                        chunks |= {v for v in divides(even) if pp * v <= layers}
+                    # Of two layers or more on a full stage; or of one, of which two may be missing.
+                    full = -(-layers // pp)
+                    missing = pp * full - layers
+                    chunks |= {v for v in divides(full) if v < full or missing <= 2}
                 for vpp in sorted(chunks):
                     yield mesh | {
                         "layout": layout,
@@ -142,6 +144,26 @@ def compositions(layers: int, stages: int, least: int) -> Iterator[list[int]]:
     for first in range(least, layers - least * (stages - 1) + 1):
         for rest in compositions(layers - first, stages - 1, least):
             yield [first, *rest]
+
+
+def stage_layers(layers: int, pp: int, vpp: int) -> Iterator[list[int]]:
+    """Every way to put layers on stages, whatever these hold in their chunks.
+
+    Several chunks hold a layer each at least; where the mean stage, rounded up, has but one in
+    each, none holds more, and the first chunk of all and the last may be without.
+    """
+    for counts in compositions(layers, pp, max(vpp - 1, 1)):
+        if holds_chunks(counts, vpp):
+            yield counts
+
+
+def holds_chunks(counts: Sequence[int], vpp: int) -> bool:
+    """Whether stages of so many layers may fall into so many chunks each."""
+    full = -(-sum(counts) // len(counts))
+    fewest = vpp - 1 if vpp == full else vpp
+    inner = all(n >= vpp for n in counts[1:-1])
+    many = max(counts) > full and vpp == full
+    return vpp == 1 or (inner and min(counts) >= fewest and not many)
 
 
 def plain(costs: Any, row: int) -> dict[str, Any]:
@@ -260,7 +282,7 @@ def all_plans(
                 size if size > peak else peak,
             )
 
-    for counts in compositions(layers, pp, mesh["vpp"]):
+    for counts in stage_layers(layers, pp, mesh["vpp"]):
         walk(counts, 0, 0.0, 0.0, 0.0, 0.0)
     return found
 

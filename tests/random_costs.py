@@ -186,7 +186,10 @@ def dice_tables(draw: st.DrawFn, *, rows: int = 4, once: bool | None = None) -> 
     schedules = []
     for _ in range(rows):
         pp = draw(st.integers(1, min(n_layers, 4)))
-        vpp = draw(st.integers(1, n_layers // pp)) if pp > 1 else 1
+        # Any number of chunks of a layer or more; or of one, of which two may be missing.
+        full = -(-n_layers // pp)
+        lone = (full,) if pp * full <= n_layers + 2 else ()
+        vpp = draw(st.sampled_from([*range(1, n_layers // pp + 1), *lone])) if pp > 1 else 1
         rounds = draw(st.integers(1, 3))
         schedules.append((pp, vpp, rounds * pp if vpp > 1 else rounds))
     columns = {name: np.ones(rows, dtype=np.int64) for name in COLUMNS}

@@ -289,11 +289,6 @@ def test_a_missing_file_a_directory_and_two_sizes_are_refused(tmp_path: Path) ->
         check((*SOLVE, *MODEL, "--cluster", str(path), option, value), 2, *words)
 
 
-def test_a_picture_without_its_renderer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoshard.outputs.find_spec", lambda name: None)
-    check((*SOLVE, *SMALL, "--chart", "front.png"), 2, "pip install 'autoshard[png]'", ".html")
-
-
 def test_a_file_that_cannot_be_written_after_all_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

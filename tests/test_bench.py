@@ -63,10 +63,16 @@ def even_plan(run: Run) -> Plan:
 
 
 def judged_runs() -> list[Run]:
-    """Runs whose even plan the space allows: one of each stack, chip, schedule and rung."""
+    """Runs whose even plan the space allows: one of each stack, chip, schedule and rung.
+
+    With a layer in every chunk: the bench counts no chunk that has none.
+    """
     chosen: dict[object, Run] = {}
     for run in RUNS:
-        if len(run.remat) > 1 or broken_rules(run.problem, even_plan(run)):
+        plan = even_plan(run) if len(run.remat) == 1 else None
+        if plan is None or broken_rules(run.problem, plan):
+            continue
+        if min(plan.layers_per_stage) < plan.vpp:
             continue
         c, chip = run.candidates, run.problem.cluster.chip
         shape = [int(column[0]) > 1 for column in (c.tp, c.pp, c.vpp, c.cp, c.seq_split, c.dp)]

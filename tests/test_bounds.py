@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from oracle import all_plans, columns, legal_meshes, plain, small_instance
+from oracle import (
+    all_plans,
+    columns,
+    holds_chunks,
+    legal_meshes,
+    plain,
+    small_instance,
+    stage_layers,
+)
 from ortools.sat.python import cp_model
 from random_costs import DiceTable, check_unpriced, dice_tables
 
@@ -14,6 +22,7 @@ from autoshard.costmodels.candidates import COLUMNS
 from autoshard.costmodels.costs import Column
 from autoshard.costmodels.schedules import SCHEDULES, scheduled
 from autoshard.search import bounds
+from autoshard.search.budget_floors import BudgetFloors
 from autoshard.search.floors import mesh_floors
 from autoshard.search.master import RESOLUTION, MasterModel
 from autoshard.search.prune import Staircase
@@ -84,12 +93,12 @@ def check_time_floors(table: DiceTable, plans: list[tuple[Column, Column]]) -> N
     # Of each row its smallest plan, one in the middle and its largest; the others join in.
     for share in (0.0, 0.5, 1.0):
         own = np.array([np.quantile(sizes, share, method="lower") for _, sizes in plans])
-        within = bounds.time_floor_within_s(rows, own)
+        within = BudgetFloors.of(rows).time_s(own)
         for row, (seconds, sizes) in enumerate(plans):
             assert free[row] * (1.0 - NOISE) <= within[row]
             assert within[row] <= seconds[sizes <= own[row]].min() * (1.0 + NOISE)
         for budget in {float(own[0]), float(own[-1]) * (1.0 - NOISE)}:
-            fractional = bounds.time_floor_within_s(rows, budget)
+            fractional = BudgetFloors.of(rows).time_s(budget)
             whole = StageFloors(rows, table.profile).time_s(np.arange(len(rows)), budget)
             for row, (seconds, sizes) in enumerate(plans):
                 best = seconds[sizes <= budget].min(initial=np.inf)
@@ -102,7 +111,7 @@ def check_memory_floors(table: DiceTable, plans: list[tuple[Column, Column]]) ->
     least = smallest_bytes(table.rows, table.profile)
     capacity = max(float(sizes.max()) for _, sizes in plans)
     limit = float(np.median(np.concatenate([seconds for seconds, _ in plans])))
-    within = bounds.memory_floor_within_bytes(table.rows, limit * (1.0 + NOISE), capacity)
+    within = BudgetFloors.of(table.rows).memory_bytes(limit * (1.0 + NOISE), capacity)
     for row, (seconds, sizes) in enumerate(plans):
         assert floor[row] <= sizes.min() * (1.0 + NOISE)
         assert least[row] == pytest.approx(sizes.min(), rel=NOISE)
@@ -137,7 +146,7 @@ def test_no_plan_within_a_time_is_smaller_than_the_floor_within_it(table: DiceTa
     capacity = max(float(sizes.max()) for _, sizes in plans)
     limits = np.quantile(np.concatenate([seconds for seconds, _ in plans]), [0.02, 0.3, 1.0])
     for limit in limits.tolist():
-        floor = bounds.memory_floor_within_bytes(table.rows, limit * (1.0 + NOISE), capacity)
+        floor = BudgetFloors.of(table.rows).memory_bytes(limit * (1.0 + NOISE), capacity)
         for row, (seconds, sizes) in enumerate(plans):
             best = sizes[seconds <= limit].min(initial=np.inf)
             assert floor[row] <= best * (1.0 + NOISE)
@@ -155,7 +164,7 @@ def test_a_uniform_plan_is_a_plan_and_no_better_than_it_is_said_to_be(table: Dic
         counts = np.full(mesh["pp"], floor)
         counts[order[:extra]] += 1
         for rung in range(seconds.shape[1]):
-            if floor < mesh["vpp"]:
+            if not holds_chunks(counts.tolist(), mesh["vpp"]):
                 assert np.isinf(seconds[row, rung])
                 continue
             rungs = np.zeros((mesh["pp"], seconds.shape[1]), dtype=np.int64)
@@ -174,9 +183,8 @@ def test_a_stage_judges_a_plan_as_the_formulas_say(table: DiceTable) -> None:
     for row in range(len(table.rows)):
         mesh, stage = table.mesh(row), table.stage(row)
         plans = set(zip(*map(tuple, every_plan(table, row)), strict=True))
-        counts = np.full(mesh["pp"], mesh["vpp"])
-        for _ in range(table.rows.n_layers - counts.sum()):
-            counts[rng.integers(mesh["pp"])] += 1
+        dealings = list(stage_layers(table.rows.n_layers, mesh["pp"], mesh["vpp"]))
+        counts = dealings[rng.integers(len(dealings))]
         rungs = np.zeros((mesh["pp"], rungs_of_ladder), dtype=np.int64)
         for s, count in enumerate(counts):
             rungs[s, 0] = rng.integers(count + 1)
@@ -247,7 +255,7 @@ def test_textbook_rows_lie_between_their_bounds(seed: int) -> None:
         assert memory_floor[row] <= sizes.min() * (1.0 + NOISE)
         assert least[row] == pytest.approx(sizes.min(), rel=NOISE)
         budget = float(np.median(sizes))
-        floor = bounds.time_floor_within_s(rows.take(np.array([row])), budget)[0]
+        floor = BudgetFloors.of(rows.take(np.array([row]))).time_s(budget)[0]
         assert floor <= seconds[sizes <= budget].min() * (1.0 + NOISE)
         for time_s, size in zip(plan_s[row], plan_bytes[row], strict=True):
             if np.isfinite(time_s):

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certificate_checker import MESH, RefusedError, check, read
+from certificate_checker import MESH, RefusedError, check, check_statement, read
+from certificate_rules import FRAMEWORKS, Framework
 from command import SMALL, run
-from oracle import all_plans, columns, legal_meshes, plain, small_instance
+from oracle import all_plans, columns, legal_meshes, plain, remat_settings, small_instance
 
 import autoshard
-from autoshard.certifying import Certificate, certify, problem_of
+from autoshard.certifying import Certificate, certify
 from autoshard.costmodels.errors import Infeasible
+from autoshard.costmodels.legality import Legality, Rule
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
+from autoshard.restoring import problem_of
 from autoshard.search.certificate import Claim, exclude
 from autoshard.search.front import Options, solve_front
 from autoshard.solving import load_profile
@@ -301,9 +304,8 @@ def test_costs_that_are_not_those_of_the_front_are_refused() -> None:
     )
     with pytest.raises(autoshard.SpecError, match="other times"):
         slower.certificate()
-    named = dataclasses.replace(
-        front, problem={**front.problem, "costs": {**front.problem["costs"], "profile": "ours"}}
-    )
+    costs = {**front.problem["costs"], "profile": "ours"}
+    named = dataclasses.replace(front, problem={**front.problem, "costs": costs}, profile=None)
     with pytest.raises(autoshard.SpecError, match="give the costs of the front"):
         named.certificate()
 
@@ -355,11 +357,199 @@ def test_a_front_without_a_certificate_is_still_shown(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("stack", "chip"), [("megatron", "h100"), ("maxtext", "v5p")])
-def test_what_a_framework_cannot_state_is_excluded_by_its_rules(stack: str, chip: str) -> None:
-    front = autoshard.solve("llama3-8b", chip=chip, chips=64, stack=stack, points=4)
-    frame = front.certificate().frame
+# Under a framework's rules
+
+STACKED = ("megatron", "megatron-2021", "torchtitan", "llm-foundry", "nanotron", "maxtext")
+
+
+@functools.cache
+def of_stack(stack: str) -> tuple[autoshard.ParetoFront, Data, Problem, Profile]:
+    """Few chips, so that the rules leave pipelines on the front."""
+    chip = "v5p" if stack == "maxtext" else "h100"
+    front = autoshard.solve(
+        "llama3-8b", chip=chip, chips=32, global_batch_seqs=32, stack=stack, points=3
+    )
+    data = front.certificate().to_dict()
+    return front, data, problem_of(front.problem), load_profile(stack=stack)
+
+
+@pytest.mark.parametrize("stack", STACKED)
+def test_the_checker_accepts_the_certificates_of_every_framework(stack: str) -> None:
+    front, data, problem, profile = of_stack(stack)
+    check(data, problem, profile)
     for k in range(len(front.points)):
-        ruled = frame[f"by_{k}"] == "rule"
-        assert 0 < ruled.sum() < len(frame)
-        assert frame[f"bound_s_{k}"].is_null().to_list() == ruled.to_list()
+        said = data["meshes"][f"by_{k}"]
+        assert 0 < said.count("rule") < len(said)
+
+
+@pytest.mark.parametrize("stack", STACKED)
+def test_a_mesh_that_the_framework_can_state_is_not_excluded_by_its_rules(stack: str) -> None:
+    _, data, problem, profile = of_stack(stack)
+    wrong = copy.deepcopy(data)
+    k, n = 0, data["meshes"]["by_0"].index("peak")
+    wrong["meshes"][f"by_{k}"][n], wrong["meshes"][f"bound_s_{k}"][n] = "rule", None
+    with pytest.raises(RefusedError, match="can state a plan"):
+        check(wrong, problem, profile)
+
+
+def test_a_plan_that_the_framework_cannot_state_is_refused() -> None:
+    _, data, problem, profile = of_stack("megatron")
+    plan = data["points"][0]["plan"]
+    check_statement(problem, profile, FRAMEWORKS["Megatron-Core"], plan)
+    for change, words in (
+        ({"cp": 2, "seq_split": 2}, "cannot state"),
+        ({"remat": [_mixed(stage) for stage in plan["remat"]]}, "mixes"),
+    ):
+        with pytest.raises(RefusedError, match=words):
+            check_statement(problem, profile, FRAMEWORKS["Megatron-Core"], plan | change)
+    wrong = copy.deepcopy(data)
+    wrong["problem"]["costs"] = {**data["problem"]["costs"], "plans_of": "another framework"}
+    with pytest.raises(RefusedError, match="no such framework"):
+        check(wrong, problem, profile)
+    wrong["problem"]["costs"]["plans_of"] = "torchtitan"
+    with pytest.raises(RefusedError, match="remat settings"):
+        check(wrong, problem, profile)
+
+
+def _mixed(stage: dict[str, int]) -> dict[str, int]:
+    """One layer less on its setting, and one on a middle one."""
+    name = next(iter(stage))
+    return {**stage, name: stage[name] - 1, "selective": 1}
+
+
+RESTRICTED = [("one-count", False), ("one-count", True), ("one-policy", False), ("by-stage", True)]
+
+
+@pytest.mark.parametrize(("remat", "equal"), RESTRICTED)
+def test_bounds_under_rules_are_checked_setting_by_setting(
+    monkeypatch: pytest.MonkeyPatch, remat: str, equal: bool
+) -> None:
+    """Small problems under made-up frameworks; each bound raised above the truth is refused."""
+    raised = 0
+    for seed in (1, 2, 4, 6, 11, 16):
+        instance = small_instance(seed)
+        layers = instance.problem.model.n_layers
+        even = Rule(
+            name="even",
+            sentence="",
+            source="",
+            allows=lambda p, c: p.model.n_layers % (c.pp * c.vpp) == 0,
+            late=True,
+        )
+        legality = Legality(
+            framework="it", remat=remat, equal_stages=equal, rules=(even,) if equal else ()
+        )
+        profile = instance.profile.under(legality)
+        framework = Framework(
+            states=lambda p, r: not equal or p.model.n_layers % (r["pp"] * r["vpp"]) == 0,
+            remat=remat,
+            settings=tuple(rung.name for rung in profile.ladder),
+            equal=equal,
+        )
+        monkeypatch.setitem(FRAMEWORKS, "it", framework)
+        problem = instance.problem
+        front = autoshard.solve(
+            problem.model,
+            cluster=problem.cluster,
+            global_batch_seqs=problem.workload.global_batch_seqs,
+            seq_len=problem.workload.seq_len,
+            recipe=problem.recipe,
+            points=0,
+            gap=0.0,
+            costs=profile,
+        )
+        data = certify(front, costs=profile).to_dict()
+        check(data, problem, profile)
+        table = data["meshes"]
+        meshes = list(zip(*(table[name] for name in MESH), strict=True))
+        k = len(data["points"]) // 2
+        for n in range(0, len(meshes), max(len(meshes) // 6, 1)):
+            if table[f"by_{k}"][n] == "rule":
+                continue
+            budget = data["points"][k]["memory_bytes"]
+            ways = remat_settings
+            truth = min(
+                (
+                    seconds
+                    for row in legal_meshes(problem)
+                    if tuple(row[name] for name in MESH) == meshes[n]
+                    and framework.states(problem, row)
+                    for way in ways(remat, layers, len(profile.ladder), row["vpp"])
+                    for seconds, size, counts in all_plans(
+                        plain(profile.price(problem, columns([row])), 0),
+                        profile.pipeline.in_flight(
+                            row["pp"], row["vpp"], row["microbatches"]
+                        ).tolist(),
+                        row,
+                        layers,
+                        way,
+                    )
+                    if size <= budget and (not equal or len(set(counts)) == 1)
+                ),
+                default=float("inf"),
+            )
+            if np.isfinite(truth):
+                assert float(table[f"bound_s_{k}"][n]) <= truth * (1 + 1e-9)
+                wrong = copy.deepcopy(data)
+                wrong["meshes"][f"bound_s_{k}"][n] = truth * (1 + 1e-6)
+                with pytest.raises(RefusedError, match=r"beats its bound|above the chips' peak"):
+                    check(wrong, problem, profile)
+                raised += 1
+    assert raised >= 6
+
+
+# Under conditions on what plans cost, and with chips as an objective
+
+
+@pytest.mark.parametrize(
+    ("where", "shuts_out"),
+    [
+        ("mfu > 0.5", False),
+        ("memory_gib < 12 and tp <= 4", False),
+        ("mfu > 0.9 and memory_gib < 20", False),
+        # Faster plans are shut out that the claims, without the condition, would deny.
+        ("tp = 2 or memory_bytes <= 6000000000", True),
+        ("step_time_s < 9 and chips_used < 16", True),
+    ],
+)
+def test_the_checker_accepts_conditions_on_what_plans_cost(where: str, shuts_out: bool) -> None:
+    front = autoshard.solve("llama3-8b", chips=16, global_batch_seqs=16, points=3, where=where)
+    data = front.certificate().to_dict()
+    check(data, problem_of(front.problem), autoshard.textbook())
+    if not shuts_out:
+        return
+    free = copy.deepcopy(data)
+    free["problem"]["where"] = None
+    free["meshes"] |= {
+        name: ["row" if kind == "user" else kind for kind in kinds]
+        for name, kinds in data["meshes"].items()
+        if name.startswith("by_")
+    }
+    with pytest.raises(RefusedError):
+        check(free, problem_of(front.problem), autoshard.textbook())
+
+
+def test_a_plan_beyond_the_limits_is_refused() -> None:
+    front = autoshard.solve("llama3-8b", chips=16, global_batch_seqs=16, points=3)
+    data = front.certificate().to_dict()
+    data["problem"]["where"] = f"step_time_s < {front.points[0].step_time_s * 0.999}"
+    with pytest.raises(RefusedError, match="excludes a plan"):
+        check(data, problem_of(front.problem), autoshard.textbook())
+
+
+@pytest.mark.parametrize("objectives", ["time,memory,chips", "time,chips"])
+def test_the_checker_accepts_chips_as_an_objective(objectives: str) -> None:
+    front = autoshard.solve(
+        "llama3-8b", chips=16, global_batch_seqs=16, points=6, objectives=objectives
+    )
+    assert len({point.plan.chips_used for point in front.points}) > 1
+    data = front.certificate().to_dict()
+    problem = problem_of(front.problem)
+    check(data, problem, autoshard.textbook())
+    assert "chips" in {kind for k in range(6) for kind in data["meshes"].get(f"by_{k}", [])}
+    wrong = copy.deepcopy(data)
+    # The first front is of all chips, and none is too many there.
+    n = next(n for n, kind in enumerate(wrong["meshes"]["by_0"]) if kind != "chosen")
+    wrong["meshes"]["by_0"][n], wrong["meshes"]["bound_s_0"][n] = "chips", None
+    with pytest.raises(RefusedError, match="too many chips"):
+        check(wrong, problem, autoshard.textbook())

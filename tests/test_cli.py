@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -17,12 +18,15 @@ from typing import Any
 import polars as pl
 import pytest
 from command import SMALL, run
+from rich.text import Text
 
 import autoshard
 from autoshard import listings, options
 from autoshard.catalog import chip_names, model_names
+from autoshard.columns import Column, narrowed
 from autoshard.costmodels.textbook_compute import LAYERS
 from autoshard.costmodels.textbook_overlap import RULES
+from autoshard.report import narrow_table, render
 from autoshard.solving import solve
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +46,7 @@ POINT = {
     "proven": bool,
     "interval_s": type(None),  # the textbook does not know its error
     "breakdown": dict,
+    "expressible_in": dict,
 }
 TOP = {
     "schema": str,
@@ -75,6 +80,7 @@ def test_every_key_of_the_json_is_documented(answer: dict[str, Any]) -> None:
     documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/json_schema.md").read_text()))
     #: Keys below these are names of things: rungs, networks, parts of the search, precisions.
     names = {"remat", "layout", "comms_s", "seconds", "model", "chip", "flops_per_s"}
+    names |= {"expressible_in"}
 
     def keys(value: Any, skip: bool = False) -> set[str]:
         if isinstance(value, list):
@@ -180,7 +186,7 @@ def test_the_report_starts_with_the_fastest_plan_in_words() -> None:
     assert lines[-1].startswith("Costs: textbook, scaling-book roofline")
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_the_report_fits_the_terminal(width: int) -> None:
     result = run("solve", *SMALL, "--points", "4", env={"COLUMNS": str(width)})
     assert max(map(len, result.stdout.splitlines())) <= width
@@ -284,13 +290,49 @@ def test_explain_without_a_search_has_no_plan() -> None:
     assert {"section", "quantity", "value_text", "verdict", "source"} <= set(data["rows"][0])
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [60, 80, 160])
 def test_models_and_clusters_list_every_preset(width: int) -> None:
+    wide = {name: run(name, env={"COLUMNS": "160"}).stdout for name in ("models", "clusters")}
     for command, names in (("models", model_names()), ("clusters", chip_names())):
         result = run(command, env={"COLUMNS": str(width)})
         assert (result.exit_code, result.stderr) == (0, "")
         assert [name for name in names if name not in result.stdout] == []
         assert max(map(len, result.stdout.splitlines())) <= width
+        # A cell is whole, or its column is named as left out.
+        cut = set(result.stdout.split()) - set(wide[command].split())
+        assert not cut or "Too narrow for: " in result.stdout
+        assert "…" not in result.stdout
+
+
+@functools.cache
+def wide_validation() -> str:
+    return run("validate", env={"COLUMNS": "160"}).stdout
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_report_of_validate_fits_the_terminal(width: int) -> None:
+    wide = wide_validation()
+    result = run("validate", env={"COLUMNS": str(width)})
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line.split() for line in lines if line.startswith(("dgxc ", "mt-v5p "))]
+    known = [line.split() for line in wide.splitlines() if line.startswith(("dgxc ", "mt-v5p "))]
+    assert rows
+    # What is shown of a row is what stands in it: no figure is cut.
+    assert [r for r in rows if not any(set(r) <= set(k) for k in known)] == []
+    assert "Too narrow for: " in result.stdout
+    assert "Too narrow for: " not in wide
+
+
+def test_no_color_is_respected_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoshard.report._is_terminal", lambda: True)
+    table = narrow_table([Column(head="chip", cells=("v5p",))])
+    text = Text("fastest", style="green")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[32m" in render(*table, text)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in render(*table, text)
 
 
 def test_lists_are_also_json() -> None:
@@ -388,3 +430,22 @@ def test_a_time_limit_gives_the_best_plan_so_far_with_an_honest_gap() -> None:
     assert point.lower_bound_s <= point.step_time_s
     assert point.gap == pytest.approx(point.step_time_s / point.lower_bound_s - 1.0, abs=1e-12)
     assert point.proven == (point.gap <= 1e-3)
+
+
+def test_a_table_keeps_its_first_column_and_names_what_it_leaves_out() -> None:
+    columns = [
+        Column(head="source", cells=("dgxc",), left=True),
+        Column(head="median", cells=("5.6",)),
+        Column(head="p90", cells=("16.0",)),
+        Column(head="MFU", cells=("55.8",), spare=1),
+        Column(head="p90", cells=("83.6",), spare=2),
+    ]
+    # 6 + 6 + 4 + 4 + 4 characters, and 4 times 2 between them, is 32.
+    heads = {w: narrowed(columns, w)[1] for w in (32, 31, 22, 16, 8)}
+    assert heads == {
+        32: [],
+        31: ["MFU p90"],
+        22: ["MFU", "MFU p90"],
+        16: ["median p90", "MFU", "MFU p90"],
+        8: ["median", "median p90", "MFU", "MFU p90"],
+    }

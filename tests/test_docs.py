@@ -82,4 +82,4 @@ def test_a_notebook_runs_from_top_to_bottom_and_stores_no_output(path: Path) -> 
     for cell in cells:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
-            exec(compile(cell["source"], path.name, "exec"), scope)
+            exec(compile("".join(cell["source"]), path.name, "exec"), scope)  # text or its lines

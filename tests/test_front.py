@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import autoshard
+from autoshard.charts.front import front_chart, front_table
 from autoshard.columns import Column, fit, front_columns, said_once
 from autoshard.costmodels.candidates import COLUMNS, Candidates
 from autoshard.costmodels.errors import Infeasible, SpecError
 from autoshard.costmodels.plan import Plan
 from autoshard.front import FrontPoint, ParetoFront
-from autoshard.plot import front_chart, front_table
 from autoshard.scatter import scatter
 from autoshard.sizes import format_bytes, format_seconds, parse_bytes, parse_count
 from autoshard.where import NAMES, column, compile_where
@@ -91,7 +93,8 @@ def front() -> ParetoFront:
 
 
 def test_fastest_is_the_first_point_that_fits(front: ParetoFront) -> None:
-    assert front.fastest() is front.points[0].plan
+    assert front.fastest() == front.points[0].plan == front.fastest()
+    assert front.fastest().point is front.points[0]
     assert front.point("12GiB") is front.points[0]
     assert front.point("11.9GiB") is front.points[1]
     assert front.point(GIB) is front.points[2]
@@ -114,12 +117,28 @@ def test_keys_that_a_reader_does_not_know_are_ignored(front: ParetoFront) -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("step_time_s", "fast"), ("proven", 1), ("binding", None), ("mfu", [0.5])]
+    ("key", "value"),
+    [
+        ("step_time_s", "fast"),
+        ("step_time_s", math.nan),
+        ("proven", 1),
+        ("binding", None),
+        ("mfu", [0.5]),
+        ("breakdown", 7),
+    ],
 )
 def test_a_point_of_the_wrong_kind_is_refused(front: ParetoFront, key: str, value: object) -> None:
     data = front.to_dict()
     data["front"][0][key] = value
     with pytest.raises(SpecError, match=f"not a front: .*{key}"):
+        ParetoFront.from_dict(data)
+
+
+@pytest.mark.parametrize("part", ["model", "cluster", "workload", "costs"])
+def test_a_front_without_a_part_of_its_problem_is_refused(front: ParetoFront, part: str) -> None:
+    data = json.loads(front.to_json())
+    del data["problem"][part]
+    with pytest.raises(SpecError, match=f"not a front: its problem does not say the {part}"):
         ParetoFront.from_dict(data)
 
 
@@ -297,6 +316,32 @@ def test_bytes_are_read_as_written(text: str | float, size: int) -> None:
 )
 def test_counts_are_read_as_written(text: str, count: int) -> None:
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(5e9 + 0.25, 5 * 10**9 + 1), (78522634565.07936, 78522634566), ("80.1GB", 80_100_000_000)],
+)
+def test_part_of_a_byte_counts_as_a_whole_one_and_the_noise_of_a_product_does_not(
+    text: str | float, size: int
+) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_a_plan_fits_the_memory_that_is_said_of_it() -> None:
+    front = autoshard.solve("llama3-8b", chip="h100", chips=16, costs="calibrated", points=3)
+    for point in front.points:
+        assert point.memory_bytes % 1
+        assert front.point(within=point.memory_bytes) is point
+        again = autoshard.solve(
+            "llama3-8b",
+            chip="h100",
+            chips=16,
+            costs="calibrated",
+            points=1,
+            memory_limit=point.memory_bytes,
+        )
+        assert again.points[0].step_time_s <= point.step_time_s * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(

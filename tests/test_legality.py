@@ -51,7 +51,13 @@ CASES = [
     ("megatron", {"pp": 12}, ""),
     ("megatron", {"pp": 4, "vpp": 2}, ""),
     ("megatron", {"pp": 4, "vpp": 2, "microbatches": 6}, "in rounds of pp = 4, and there are 6"),
-    ("megatron-2021", {"pp": 12}, "pp = 12 does not divide 80 layers"),
+    (
+        "megatron-2021",
+        {"pp": 12},
+        "pp = 12 divides neither 80 layers nor, with both embeddings, two",
+    ),
+    ("megatron-2021", {"pp": 41, "microbatches": 64}, ""),
+    ("megatron-2021", {"pp": 41, "vpp": 2, "microbatches": 41}, "41 * 2 does not divide 80 layers"),
     ("megatron-2021", {"cp": 2}, "it has no context parallelism"),
     ("torchtitan", {"tp": 8}, ""),
     ("torchtitan", {"tp": 16}, "tp = 16 does not divide 8 KV heads"),
@@ -260,3 +266,40 @@ def test_idle_chips_are_spoken_of_among_plans_that_can_be_stated() -> None:
     idle = plan(batch_split=1024, tp=8, microbatches=1, reshard=3)
     said = list(idle_notes(problem, profile, idle, proven=True, gap=1e-3))
     assert "no plan on more chips that MaxText can state is faster" in said[0]
+
+
+# BLOOM: 70 layers on 12 stages, 5 on the first and the last one
+
+
+def test_the_stages_of_bloom_can_be_stated_and_no_others_of_its_mesh() -> None:
+    legality = stack_by_name("megatron-2021").legality
+    dealt = legality.dealt(70, 12)
+    assert dealt is not None
+    assert dealt.tolist() == [5, *[6] * 10, 5]
+    for layers, pp, stages in ((96, 8, [12] * 8), (80, 2, [40, 40]), (7, 3, [2, 3, 2])):
+        dealt = legality.dealt(layers, pp)
+        assert dealt is not None
+        assert dealt.tolist() == stages
+    bloom = replace(PROBLEM.model, n_layers=70)
+    problem = replace(PROBLEM, model=bloom)
+
+    def said(*layers: int) -> list[str]:
+        made = Plan(
+            pp=12,
+            microbatches=16,
+            reshard=1,
+            layers_per_stage=layers,
+            remat=tuple({"full": n} for n in layers),
+        )
+        return broken_stack_rules(problem, "megatron-2021", made)
+
+    assert said(5, *[6] * 10, 5) == []
+    words = "makes them equal, or the first and the last one lighter"
+    assert words in said(6, 5, *[6] * 9, 5)[0]
+    assert words in said(*[6] * 10, 5, 5)[0]
+
+
+def test_counted_ends_are_for_equal_stages_with_one_setting() -> None:
+    for wrong in ({"equal_stages": True}, {"remat": "one-count"}):
+        with pytest.raises(ValueError, match="counted_ends is for"):
+            Legality(counted_ends=True, **wrong)

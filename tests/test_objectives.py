@@ -11,9 +11,9 @@ from oracle import Instance, brute_fronts_by_chips, small_instance, unbeaten_by_
 
 import autoshard
 from autoshard.asking import check_objectives
+from autoshard.charts.front import front_chart
 from autoshard.columns import front_columns, said_once
 from autoshard.costmodels.errors import SpecError
-from autoshard.plot import front_chart
 from autoshard.report import front_report
 from autoshard.search.budget import Point
 from autoshard.search.chips import unbeaten

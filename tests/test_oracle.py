@@ -16,6 +16,7 @@ from oracle import (
     brute_front,
     dealings,
     fastest_within,
+    holds_chunks,
     judge,
     legal_meshes,
     mesh_of,
@@ -27,6 +28,7 @@ from oracle import (
 from autoshard.costmodels.errors import Infeasible
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
+from autoshard.search.check import broken_rules
 from autoshard.search.front import Options, Point, Result, solve_front
 
 #: Seeds of the small problems, in groups that a test each goes through.
@@ -108,7 +110,8 @@ def check_plans(asked: Case, result: Result) -> None:
         assert mesh in legal, mesh
         assert sum(map(sum, rungs)) == problem.model.n_layers
         assert all(r in dealings(sum(r), len(r)) for r in rungs), rungs
-        assert min(map(sum, rungs)) >= mesh["vpp"], rungs
+        assert holds_chunks([*map(sum, rungs)], mesh["vpp"]), rungs
+        assert broken_rules(problem, point.plan) == []
         assert point.memory_bytes <= problem.capacity_bytes
         judged = judge(problem, profile, mesh, rungs)
         assert judged == pytest.approx((point.step_time_s, point.memory_bytes), rel=1e-9)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,166 +14,22 @@ from oracle import brute_front, pareto, small_instance
 from autoshard.costmodels.calibrated import calibrated
 from autoshard.costmodels.candidates import COLUMNS, Candidates
 from autoshard.costmodels.errors import CostModelError, SpecError, UnknownName
+from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.profile import PipelineModel
 from autoshard.costmodels.schedules import SCHEDULES, GPipe, ZeroBubble, scheduled
+from autoshard.costmodels.simulation import (
+    all_forward_all_backward,
+    simulate,
+    zb_h1,
+)
 from autoshard.costmodels.stack import STACKS
 from autoshard.costmodels.textbook import textbook
 from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
 from autoshard.front import ParetoFront
+from autoshard.launch.stages import chunk_layers
 from autoshard.report import front_report
 from autoshard.search.front import Options, solve_front
 from autoshard.solving import solve
-
-Pass = Literal["forward", "backward", "weights"]
-
-
-class Operation(NamedTuple):
-    """One pass of one microbatch through one chunk of a stage's layers.
-
-    Where there are ``weights`` passes, ``backward`` ones make input gradients only.
-    """
-
-    kind: Pass
-    microbatch: int
-    chunk: int
-
-
-@dataclass(frozen=True, slots=True)
-class Simulated:
-    """A step's seconds, and the most microbatches each stage holds (a chunk is a share of one)."""
-
-    step_s: float
-    in_flight: list[float]
-
-
-#: What one stage does, in its order: of stage, pp, vpp and microbatches.
-Order = Callable[[int, int, int, int], list[Operation]]
-
-
-def megatron(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
-    """Megatron-LM's order of (interleaved) 1F1B: warm-up, one forward one backward, the rest.
-
-    Interleaved, microbatches go through chunk 0 in a round of ``pp``, then through chunk 1, and
-    so on; backward passes take the chunks in reverse.
-    """
-    steps = range(microbatches * vpp)
-    forward, backward = [], []
-    for k in steps:
-        group, within = divmod(k, pp * vpp)
-        chunk, place = divmod(within, pp)
-        if vpp == 1:
-            forward.append(Operation("forward", k, 0))
-            backward.append(Operation("backward", k, 0))
-            continue
-        forward.append(Operation("forward", group * pp + place, chunk))
-        backward.append(Operation("backward", group * pp + place, vpp - 1 - chunk))
-    warm_up = pp - stage - 1
-    if vpp > 1:
-        warm_up = 2 * (pp - stage - 1) + (vpp - 1) * pp
-    warm_up = min(warm_up, len(steps))
-    order = forward[:warm_up]
-    for k in range(len(steps) - warm_up):
-        order += [forward[warm_up + k], backward[k]]
-    return order + backward[len(steps) - warm_up :]
-
-
-def all_forward_all_backward(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
-    """GPipe's order; every microbatch goes through one chunk before any goes through the next.
-
-    Without a pipeline, gradient accumulation: each goes back before the next goes forward.
-    """
-    if pp == 1:
-        return megatron(stage, pp, vpp, microbatches)
-    chunks, batch = range(vpp), range(microbatches)
-    forward = [Operation("forward", k, c) for c in chunks for k in batch]
-    return forward + [Operation("backward", k, c) for c in reversed(chunks) for k in batch]
-
-
-def zb_h1(stage: int, pp: int, vpp: int, microbatches: int) -> list[Operation]:
-    """1F1B with each weight pass ``stage`` microbatches after its backward pass."""
-    order: list[Operation] = []
-    for do in megatron(stage, pp, vpp, microbatches):
-        order.append(do)
-        if do.kind == "backward" and do.microbatch >= stage:
-            order.append(Operation("weights", do.microbatch - stage, 0))
-    left = range(max(microbatches - stage, 0), microbatches)
-    return order + [Operation("weights", k, 0) for k in left]
-
-
-@functools.cache
-def dependencies(
-    order: Order, pp: int, vpp: int, microbatches: int
-) -> tuple[list[tuple[int, Pass, int]], list[float]]:
-    """Every operation of a step as its stage, its pass and the place of what it waits for.
-
-    Places are those in the list, -1 where there is nothing to wait for; an operation comes after
-    what it waits for and after its stage's earlier ones. Second, what each stage holds at most: a
-    microbatch from its forward pass to the end of its last one.
-    """
-    orders = [order(s, pp, vpp, microbatches) for s in range(pp)]
-    last = orders[0][-1].kind
-    steps: list[tuple[int, Pass, int]] = []
-    place: dict[tuple[int, Operation], int] = {}
-    position, held, most = [0] * pp, [0] * pp, [0] * pp
-
-    def needed(stage: int, do: Operation) -> tuple[int, Operation] | None:
-        """The stage and operation whose result an operation waits for."""
-        if do.kind == "weights":
-            return stage, Operation("backward", do.microbatch, do.chunk)
-        if do.kind == "forward":
-            if stage > 0:
-                return stage - 1, do
-            if do.chunk > 0:
-                return pp - 1, Operation("forward", do.microbatch, do.chunk - 1)
-            return None
-        if stage < pp - 1:
-            return stage + 1, do
-        if do.chunk < vpp - 1:
-            return 0, Operation("backward", do.microbatch, do.chunk + 1)
-        return stage, Operation("forward", do.microbatch, do.chunk)
-
-    while any(position[s] < len(orders[s]) for s in range(pp)):
-        moved = False
-        for stage in range(pp):
-            for do in orders[stage][position[stage] :]:
-                source = needed(stage, do)
-                if source is not None and source not in place:
-                    break
-                place[stage, do] = len(steps)
-                steps.append((stage, do.kind, -1 if source is None else place[source]))
-                # A stage runs in order, so what it holds does not depend on the others' times.
-                held[stage] += (do.kind == "forward") - (do.kind == last)
-                most[stage] = max(most[stage], held[stage])
-                position[stage] += 1
-                moved = True
-        assert moved, "the schedule is stuck"
-    assert held == [0] * pp
-    return steps, [count / vpp for count in most]
-
-
-def simulate(
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
-    vpp: int,
-    microbatches: int,
-    *,
-    order: Order = megatron,
-    weights_s: Sequence[float] = (),
-) -> Simulated:
-    """Run the schedule: an operation starts when its stage is free and its input has come.
-
-    ``forward_s[s]`` and so on are seconds of a whole stage, a chunk takes its share.
-    """
-    pp = len(forward_s)
-    seconds = {"forward": forward_s, "backward": backward_s, "weights": weights_s}
-    steps, in_flight = dependencies(order, pp, vpp, microbatches)
-    free = [0.0] * pp
-    ended: list[float] = []
-    for stage, kind, source in steps:
-        start = max(free[stage], ended[source] if source >= 0 else 0.0)
-        free[stage] = start + seconds[kind][stage] / vpp
-        ended.append(free[stage])
-    return Simulated(step_s=max(free), in_flight=in_flight)
 
 
 def columns(pp: int, vpp: int, microbatches: int) -> Candidates:
@@ -271,6 +125,106 @@ def test_1f1b_with_the_slowest_stage_last_takes_what_the_formula_says(
     assert simulated.step_s == pytest.approx(formula_s(total, 1, microbatches), rel=1e-12)
 
 
+# Chunks hold whole layers, and need not be equal: the formula knows stages only
+
+
+def of_chunks(
+    chunks: Sequence[Sequence[int]], microbatches: int, embedding: float = 0.0, head: float = 0.0
+) -> float:
+    """Formula over simulation for ``chunks[s][c]`` layers, a backward pass being two forward."""
+    seconds = [[float(n) for n in stage] for stage in chunks]
+    seconds[0][0] += embedding
+    seconds[-1][-1] += head
+    forward = [sum(stage) for stage in seconds]
+    shares = [[s / total for s in stage] for stage, total in zip(seconds, forward, strict=True)]
+    vpp = len(chunks[0])
+    backward = [2.0 * f for f in forward]
+    simulated = simulate(forward, backward, vpp, microbatches, shares=shares)
+    return formula_s([3.0 * f for f in forward], vpp, microbatches) / simulated.step_s
+
+
+#: LLaMA-3 405B: of 128 chunks of a layer, the first has the embedding alone and the last the head.
+LLAMA3 = [[0, *[1] * 7], *[[1] * 8] * 14, [*[1] * 7, 0]]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4, 8])
+@pytest.mark.parametrize("chunks", [LLAMA3, [[3, 4], *[[4, 4]] * 14, [4, 3]]], ids=["v8", "v2"])
+def test_a_lighter_first_and_last_chunk_is_priced_a_little_too_slow(
+    chunks: list[list[int]], rounds: int
+) -> None:
+    for embedding, head in ((0.0, 0.0), (0.1, 0.8)):
+        assert 1.0 <= of_chunks(chunks, 16 * rounds, embedding, head) <= 1.03
+
+
+def test_one_longer_chunk_on_every_stage_is_priced_too_fast() -> None:
+    """By how much, is measured: stages hold each other up with their longer chunks in turn."""
+    ratios = [
+        of_chunks([[longest, *[longest - 1] * (vpp - 1)]] * pp, pp * rounds)
+        for pp in (2, 4, 8, 16)
+        for vpp in (2, 3, 4, 7)
+        for longest in (2, 3, 4, 6)
+        for rounds in (1, 2, 4)
+    ]
+    assert max(ratios) < 1.0
+    assert 0.845 < min(ratios) < 0.855
+    # The fewer layers a chunk has, the more one of them matters.
+    found = [of_chunks([[n, n - 1]] * 8, 32) for n in (2, 4, 8)]
+    assert found == pytest.approx([0.873, 0.963, 0.994], abs=1e-3)
+
+
+def near_full(rng: np.random.Generator, pp: int, full: int, spread: int) -> list[int]:
+    """Stages within ``spread`` layers of a full one, which is their mean, rounded up."""
+    while True:
+        stages = full + rng.integers(-spread, spread + 1, size=pp)
+        if pp * (full - 1) < stages.sum() <= pp * full:
+            return [int(n) for n in stages]
+
+
+def dealt(stages: Sequence[int], vpp: int) -> list[list[int]]:
+    """The chunks of stages, as they are exported."""
+    plan = Plan(
+        pp=len(stages),
+        vpp=vpp,
+        layers_per_stage=tuple(stages),
+        remat=tuple({"none": n} for n in stages),
+    )
+    chunks = chunk_layers(plan)
+    return [chunks[stage :: len(stages)] for stage in range(len(stages))]
+
+
+@pytest.mark.parametrize(
+    ("each", "lowest", "highest"), [(2, 0.92, 1.19), (4, 0.96, 1.12), (8, 0.98, 1.09)]
+)
+def test_stages_of_the_space_are_priced_within_this(
+    each: int, lowest: float, highest: float
+) -> None:
+    """Of ``each`` layers in the chunks of a full stage, and one layer more or less on any stage.
+
+    The other stages one layer short, the last the only full one, is the worst.
+    """
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(150):
+        pp, vpp = int(rng.integers(2, 17)), int(rng.integers(2, 5))
+        stages = near_full(rng, pp, each * vpp, 1)
+        ratios.append(of_chunks(dealt(stages, vpp), pp * int(rng.integers(1, 5))))
+    short = [[each * 2 - 1] * 15 + [each * 2], [each * 2 - 1] * 7 + [each * 2]]
+    ratios += [of_chunks(dealt(stages, 2), len(stages)) for stages in short]
+    assert lowest <= min(ratios) <= lowest + 0.02
+    assert 1.0 < max(ratios) <= highest
+
+
+@pytest.mark.parametrize(("pp", "full"), [(4, 2), (8, 4), (16, 8)])
+@pytest.mark.parametrize("short", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_chunks_of_one_layer_are_never_priced_too_fast(
+    pp: int, full: int, short: tuple[int, int]
+) -> None:
+    """The first chunk of all and the last have a layer or none."""
+    stages = [full - short[0], *[full] * (pp - 2), full - short[1]]
+    for rounds in (1, 2, 4):
+        assert of_chunks(dealt(stages, full), pp * rounds) >= 1.0 - 1e-12
+
+
 @pytest.mark.parametrize(
     ("interleaved", "spread", "lowest", "highest"),
     [
@@ -308,7 +262,7 @@ def test_gpipe_takes_and_holds_what_its_model_says(pp: int, vpp: int, microbatch
     simulated = simulate([1.0] * pp, [2.0] * pp, vpp, microbatches, order=all_forward_all_backward)
     said_s = formula_s([3.0] * pp, vpp, microbatches, GPipe())
     assert simulated.step_s == pytest.approx(said_s, rel=1e-12)
-    assert GPipe().in_flight(pp, vpp, microbatches).tolist() == simulated.in_flight
+    assert GPipe().in_flight(pp, vpp, microbatches).tolist() == list(simulated.in_flight)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
@@ -353,7 +307,7 @@ def test_a_zero_bubble_takes_and_holds_what_its_model_says(pp: int, microbatches
     ones = [1.0] * pp
     simulated = simulate(ones, ones, 1, microbatches, order=zb_h1, weights_s=ones)
     assert simulated.step_s == pytest.approx(said_s([ones] * 3, microbatches), rel=1e-12)
-    assert ZeroBubble().in_flight(pp, 1, microbatches).tolist() == simulated.in_flight
+    assert ZeroBubble().in_flight(pp, 1, microbatches).tolist() == list(simulated.in_flight)
 
 
 @pytest.mark.parametrize("microbatches", [4, 8, 32])

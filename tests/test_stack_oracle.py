@@ -28,6 +28,7 @@ from random_costs import DiceTable, dice_tables
 from autoshard.costmodels.errors import Infeasible
 from autoshard.costmodels.legality import REMAT, Legality, Rule
 from autoshard.search import bounds, families
+from autoshard.search.budget_floors import BudgetFloors
 from autoshard.search.front import Options, Result, solve_front
 from autoshard.search.rows import price_rows
 from autoshard.search.stage_model import StageModel
@@ -138,6 +139,51 @@ def test_every_point_can_be_stated_and_costs_what_it_says(
             assert any(all(dealt in way(sum(dealt)) for dealt in rungs) for way in ways)
 
 
+COUNTED = Rule(
+    name="counted",
+    sentence="pp = {pp}",
+    source="a test",
+    allows=lambda p, c: (
+        (p.model.n_layers % (c.pp * c.vpp) == 0)
+        | ((c.vpp == 1) & ((p.model.n_layers + 2) % c.pp == 0))
+    ),
+    late=True,
+)
+
+
+@pytest.mark.parametrize("remat", ["one-count", "one-policy"])
+def test_lighter_ends_make_the_front_of_brute_force(remat: str) -> None:
+    """As ``partition_method=type:transformer|embedding`` deals 70 layers to 12 stages."""
+    lighter = 0
+    legality = Legality(
+        framework="it", remat=remat, equal_stages=True, counted_ends=True, rules=(COUNTED,)
+    )
+
+    def counts(dealt: list[int]) -> bool:
+        ends = len(dealt) > 2 and dealt == [dealt[1] - 1, *dealt[1:2] * (len(dealt) - 2), dealt[0]]
+        return ends or len(set(dealt)) == 1
+
+    for seed in range(24):
+        instance = small_instance(seed)
+        layers = instance.problem.model.n_layers
+
+        def mesh(m: Mesh, layers: int = layers) -> bool:
+            equal = layers % (m["pp"] * m["vpp"]) == 0
+            return equal or (m["vpp"] == 1 and (layers + 2) % m["pp"] == 0)
+
+        front = pareto(
+            brute_front(instance.problem, instance.profile, mesh, counts, remat=remat), 1e-7
+        )
+        result = solve_front(
+            instance.problem, instance.profile.under(legality), Options(points=0, gap=0.0)
+        )
+        found = [(p.step_time_s, p.memory_bytes) for p in result.points]
+        assert len(found) == len(front), f"seed {seed}"
+        assert np.allclose(found, front, rtol=SAME, atol=0.0), f"seed {seed}"
+        lighter += sum(len(set(p.plan.layers_per_stage)) > 1 for p in result.points)
+    assert lighter >= 3
+
+
 def test_the_restrictions_bind_in_many_of_the_small_problems() -> None:
     def front(seed: int, remat: str, equal: bool) -> list[Cost]:
         return [(p.step_time_s, p.memory_bytes) for p in solved(seed, remat, equal).points]
@@ -218,7 +264,7 @@ def test_no_statable_plan_of_a_row_is_below_its_floors(
                 continue
             assert least <= leaf.memory_bytes * (1 + 1e-9)
             for floor in (
-                bounds.time_floor_within_s(one, budget, remat)[0],
+                BudgetFloors.of(one, remat).time_s(budget)[0],
                 StageFloors(one, profile).time_s(np.array([0]), budget)[0],
             ):
                 assert floor <= leaf.time_s * (1 + 1e-9), (row, budget)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from command import SMALL, run
 
 import autoshard
+from autoshard import answering
 from autoshard.costmodels.candidates import COLUMNS, Candidates
 from autoshard.costmodels.errors import CostModelError, Infeasible, SpecError
 from autoshard.costmodels.model import Model
@@ -61,7 +62,12 @@ def test_a_signal_after_the_first_plan_leaves_a_valid_answer(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fastest = autoshard.solve("llama3-8b", chips=64, points=1).points[0]
-    monkeypatch.setattr("autoshard.progress.Progress.tell", lambda *_: signal.raise_signal(number))
+
+    def interrupt(_: object, text: str) -> None:
+        if text.startswith("fastest"):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("autoshard.progress.Progress.tell", interrupt)
     result = run("solve", *SMALL, "--json")
     assert result.exit_code == 0, result.stderr
     assert "the search was stopped" in result.stderr
@@ -70,6 +76,40 @@ def test_a_signal_after_the_first_plan_leaves_a_valid_answer(
     assert len(front.points) == 1
     assert front.points[0].proven
     assert front.points[0].plan == fastest.plan
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize("during", ["judged_point", "idle_notes", "split_notes"])
+def test_a_signal_after_the_search_costs_notes_and_no_plan(
+    monkeypatch: pytest.MonkeyPatch, number: int, during: str
+) -> None:
+    whole = autoshard.solve("llama3-8b", chips=64, points=3)
+    said = getattr(answering, during)
+    signals = iter([number])
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        for once in signals:
+            signal.raise_signal(once)
+        return said(*given, **named)
+
+    monkeypatch.setattr(answering, during, interrupted)
+    result = run("solve", *SMALL, "--points", "3", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    front = autoshard.ParetoFront.from_dict(json.loads(result.stdout))
+    assert front.complete
+    assert front.points == whole.points
+    assert front.notes == (answering.CUT_SHORT,)
+
+
+def test_notes_made_before_ctrl_c_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(*_: Any, **__: Any) -> Iterator[str]:
+        yield "the first"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answering, "idle_notes", two)
+    front = autoshard.solve("llama3-8b", chips=64, points=1)
+    assert front.notes == ("the first", answering.CUT_SHORT)
 
 
 @POSIX

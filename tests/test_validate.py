@@ -410,7 +410,6 @@ def test_points_at_the_edge_of_the_strip_are_counted(judged: Validation) -> None
 
 
 def test_validate_prints_tables_and_writes_a_page_that_needs_no_network(tmp_path: Path) -> None:
-    pytest.importorskip("vl_convert")
     path = table(tmp_path, {"tt-001": "tt-001", "tt-002": "x</script><b>"})
     file = tmp_path / "page.html"
     result = run("validate", "--measurements", str(path), "--html", str(file))

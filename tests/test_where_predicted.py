@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from autoshard.search.front import Options, Result, solve_front
 GIB = 2.0**30
 BOOK = autoshard.textbook()
 SMALL: dict[str, Any] = {"model": "llama3-8b", "chips": 64, "points": 2}
+TINY: dict[str, Any] = {"model": "llama3-8b", "chips": 4, "global_batch_seqs": 64, "points": 2}
 
 
 def question() -> Problem:
@@ -354,11 +356,41 @@ def test_an_answer_says_its_constraints_and_keeps_them_in_a_file(tmp_path: Any) 
          r"6.89 s a step \(MFU 93.3 % on 64 chips\) with 3.67 GiB per chip, and the smallest "),
         ("tp = 8 and memory_gib < 0.5", "of every plan that satisfies the rest of it, the fastest"),
         ("tp = 7 and mfu > 0.1", "no plan satisfies .*; tp can be 1, 2, 4, 8, 16, 32"),
+        ("tp = 4 and mfu > 0.99 and memory_gib < 60", r"What binds is 'mfu > 0.99' alone\.$"),
     ],
 )  # fmt: skip
 def test_why_there_is_no_plan(where: str, words: str) -> None:
     with pytest.raises(Infeasible, match=words):
         autoshard.solve(**SMALL, where=where)
+
+
+def test_what_binds_is_no_longer_in_the_way_at_what_is_said_to_be_there() -> None:
+    with pytest.raises(Infeasible) as refused:
+        autoshard.solve(**TINY, where="mfu > 0.93 and memory_gib < 19.5", fix={"pp": 1})
+    said = re.search(
+        r"without 'mfu > 0.93', the fastest takes .* \(MFU (\S+) %\); without 'memory_gib < 19.5', "
+        r"(\S+) GiB per chip would do",
+        str(refused.value),
+    )
+    assert said
+    mfu, gib = float(said[1]) / 100, float(said[2])
+    for where in (
+        f"mfu > {mfu - 1e-3} and memory_gib < 19.5",
+        f"mfu > 0.93 and memory_gib < {gib + 0.01}",
+    ):
+        assert autoshard.solve(**{**TINY, "points": 1}, where=where, fix={"pp": 1}).points
+    for where in (
+        f"mfu > {mfu + 1e-3} and memory_gib < 19.5",
+        f"mfu > 0.93 and memory_gib < {gib - 0.01}",
+    ):
+        with pytest.raises(Infeasible):
+            autoshard.solve(**{**TINY, "points": 1}, where=where, fix={"pp": 1})
+
+
+def test_conditions_on_integers_bind_beside_those_on_costs() -> None:
+    words = "What binds is --fix tp=32 and 'mfu > 0.9' together"
+    with pytest.raises(Infeasible, match=words):
+        autoshard.solve(**SMALL, where="mfu > 0.9 and dp = 1", fix={"tp": 32})
 
 
 def test_where_nothing_fits_in_memory_that_is_said_and_not_the_condition() -> None:

@@ -58,7 +58,7 @@ LEGALITY: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
     ("dp=3", "divides the 64 sequences of the batch; 3 does not", {"dp": (2, 4)}),
     ("seq_split=3", "divides the 4,096 tokens", {"seq_split": (2, 4)}),
     ("tp=16,pp=8", "chips used are at most the 64 offered; these values take 128", {}),
-    ("pp=4,vpp=3", "vpp divides the layers of an even stage, 8;", {"vpp": (2, 4)}),
+    ("pp=4,vpp=3", "vpp divides the layers of a full stage, 8;", {"vpp": (2, 4)}),
     ("pp=1,vpp=2", "interleaving (vpp > 1) wants pp > 1", {"pp": (2,), "vpp": (1,)}),
     ("pp=4,vpp=2,microbatches=2", "whole rounds of pp = 4", {"microbatches": (4,)}),
     ("reshard=2", "reshard is one of those that the recipe allows", {"reshard": (3,)}),
@@ -83,6 +83,40 @@ def test_a_broken_rule_is_named_with_the_nearest_legal_values(
                 fastest, ",".join(f"{k}={v}" for k, v in {**found.values, name: value}.items())
             )
             assert moved.verdict != "illegal"
+
+
+RULED: list[tuple[dict[str, str], str, str]] = [
+    (
+        {"schedule": "zero-bubble"},
+        "pp=4,vpp=2",
+        "No plan of schedule zero-bubble has pp = 4, vpp = 2: vpp = 2, and zero-bubble has no "
+        "virtual stages.",
+    ),
+    (
+        {"stack": "torchtitan"},
+        "tp=16",
+        "No plan of torchtitan has tp = 16: tp = 16 does not divide 8 KV heads.",
+    ),
+    ({}, "tp=7", "No plan has tp = 7: tp divides the query heads, d_ff and d_model; 7 does not "),
+]
+
+
+@pytest.mark.parametrize(("under", "values", "words"), RULED, ids=[v for _, v, _ in RULED])
+def test_whose_rule_it_is_is_said(
+    fastest: autoshard.FrontPoint, under: dict[str, str], values: str, words: str
+) -> None:
+    found = asked(fastest, values, **under)
+    assert found.verdict == "illegal"
+    assert why_not_lines(found)[0].startswith(words)
+    assert found.to_dict()["ruled_by"] in words
+
+
+def test_what_the_space_lacks_is_not_laid_at_the_door_of_the_schedule(
+    fastest: autoshard.FrontPoint,
+) -> None:
+    found = asked(fastest, "pp=4,vpp=3", schedule="zero-bubble")
+    assert not found.ruled_by
+    assert "vpp divides the layers of a full stage" in found.reasons[0]
 
 
 def test_dp_on_a_pod_is_fsdp() -> None:
