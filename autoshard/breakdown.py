@@ -13,6 +13,7 @@ from autoshard.costmodels.costs import PLACES, Column
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
+from autoshard.costmodels.remat import layers_by_rung
 
 #: Communication binds where passes wait for it this share of the step: they take what it takes.
 WAITS = 1e-6
@@ -71,8 +72,7 @@ def breakdown(
         step_time_s: its predicted step time.
     """
     compute, comms = profile.price_parts(problem, row)
-    names = [rung.name for rung in profile.ladder]
-    rungs = np.array([[stage.get(n, 0) for n in names] for stage in plan.remat], dtype=np.float64)
+    rungs = layers_by_rung(plan, profile.ladder).astype(np.float64)
     layers = rungs.sum(axis=1)
     ends = np.zeros((plan.pp, 2))
     ends[0, 0] = ends[-1, 1] = 1.0

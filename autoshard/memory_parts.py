@@ -11,7 +11,7 @@ from autoshard.costmodels.costs import MemoryCost
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
-from autoshard.costmodels.remat import Rung
+from autoshard.costmodels.remat import Rung, layers_by_rung
 
 ByKind = Callable[[Problem, Candidates, tuple[Rung, ...]], Mapping[str, MemoryCost]]
 
@@ -40,8 +40,7 @@ def memory_parts(
     kept, largest = profile.kept_bytes(row, whole), int(whole.saved_bytes[0].argmax())
     undone = bool((kept != whole.saved_bytes).any())
 
-    names = [rung.name for rung in profile.ladder]
-    rungs = np.array([[stage.get(n, 0) for n in names] for stage in plan.remat], dtype=np.float64)
+    rungs = layers_by_rung(plan, profile.ladder).astype(np.float64)
     layers = rungs.sum(axis=1)
     held = profile.in_flight([(plan.pp, plan.vpp, plan.microbatches)])[0]
     parts = {}

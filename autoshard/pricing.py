@@ -14,6 +14,7 @@ from autoshard.costmodels.legality import one_row
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
+from autoshard.costmodels.remat import layers_by_rung
 from autoshard.front import FrontPoint, breakdown_dict
 from autoshard.search.check import broken_rules, impossible, judge
 from autoshard.search.layout import layout_words
@@ -62,7 +63,7 @@ def price_plans(problem: Problem, profile: Profile, plans: Sequence[Plan]) -> li
         found = []
         for row in range(start, start + len(table)):
             stage = _stage(profile, plan, rows, row)
-            found.append((*stage.evaluate(_rungs(profile, plan)), row))
+            found.append((*stage.evaluate(layers_by_rung(plan, profile.ladder)), row))
         start += len(table)
         step_s, memory, row = min(found)
         candidate = rows.candidates.take(slice(row, row + 1))
@@ -80,7 +81,7 @@ def price_plans(problem: Problem, profile: Profile, plans: Sequence[Plan]) -> li
 def stage_bytes(problem: Problem, profile: Profile, priced: Priced) -> Column:
     """Bytes of one chip of each pipeline stage at its peak, ``[pp]``."""
     stage = stage_of(problem, profile, priced.plan, priced.row)
-    rungs = _rungs(profile, priced.plan)
+    rungs = layers_by_rung(priced.plan, profile.ladder)
     places = np.concatenate([rungs.sum(axis=1)[:, None], stage.ends], axis=1)
     held: Column = places @ stage.state + stage.in_flight * (rungs @ stage.saved) + stage.fixed
     return held
@@ -157,9 +158,3 @@ def _layout(problem: Problem, row: Candidates) -> dict[str, str]:
 def _stage(profile: Profile, plan: Plan, rows: Rows, row: int) -> Stage:
     (held,) = profile.in_flight([(plan.pp, plan.vpp, plan.microbatches)])
     return Stage.of(rows, row, held)
-
-
-def _rungs(profile: Profile, plan: Plan) -> np.ndarray:
-    """Layers of each stage on each rung of the profile's ladder, ``[pp, rungs]``."""
-    names = [rung.name for rung in profile.ladder]
-    return np.array([[stage.get(n, 0) for n in names] for stage in plan.remat], dtype=np.int64)

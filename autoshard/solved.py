@@ -78,18 +78,15 @@ class SolvedPlan(Plan):
         """
         if self.point.expressible_in:
             return self.point.expressible_in
-        from autoshard.costmodels.legality import one_row
         from autoshard.expressible import Statements
-        from autoshard.restoring import layout_of
+        from autoshard.restoring import row_of
         from autoshard.search.rows import price_rows
 
-        problem, profile, row = self.problem, self.profile.unrestricted, one_row(self.point.plan)
-        layout = layout_of(problem, self.point.plan)
-        row = row.replace(layout=row.layout + layout)
+        problem, profile = self.problem, self.profile.unrestricted
         return Statements(
             problem=problem,
             profile=profile,
-            row=price_rows(problem, profile, row),
+            row=price_rows(problem, profile, row_of(problem, self.point.plan)),
             plan=self.point.plan,
             memory_bytes=self.point.memory_bytes,
             step_time_s=self.point.step_time_s,

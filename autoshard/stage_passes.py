@@ -12,6 +12,7 @@ from autoshard.costmodels.errors import SpecError
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.profile import Profile
+from autoshard.costmodels.remat import layers_by_rung
 from autoshard.costmodels.schedules import SCHEDULES, ZeroBubble, schedule_name
 from autoshard.costmodels.simulation import ORDERS, Simulated, simulate
 
@@ -46,8 +47,7 @@ def stage_passes(problem: Problem, profile: Profile, plan: Plan, row: Candidates
     ZB-H1's weight gradients are the share of a stage that its cost model takes them for.
     """
     costs = profile.price(problem, row)
-    names = [rung.name for rung in profile.ladder]
-    rungs = np.array([[stage.get(n, 0) for n in names] for stage in plan.remat], dtype=np.float64)
+    rungs = layers_by_rung(plan, profile.ladder).astype(np.float64)
     ends = np.zeros((2, plan.pp))
     ends[0, 0] = ends[1, -1] = 1.0
     many: dict[Place, Column] = {

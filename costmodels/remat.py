@@ -12,6 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from autoshard.costmodels.plan import Plan
 
 #: The operations of one layer that a rung may run again in the backward pass, in their order.
 OPERATIONS = (
@@ -86,3 +93,9 @@ def counterpart(rung: Rung, ladder: Iterable[Rung]) -> Rung | None:
         if same:
             return other
     return None
+
+
+def layers_by_rung(plan: Plan, ladder: tuple[Rung, ...]) -> NDArray[np.int64]:
+    """Layers of each stage of a plan on each rung of a ladder, ``[pp, r]``."""
+    counts = [[stage.get(rung.name, 0) for rung in ladder] for stage in plan.remat]
+    return np.array(counts, dtype=np.int64)

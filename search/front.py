@@ -76,7 +76,10 @@ def _solve(
     # Who asks for one point asks for no slower one.
     slowest = {0: np.inf, 1: 1.0}.get(options.points, SLOWEST)
     free = options.constrain_master is None and options.constrain_stages is None
-    confirmations = Confirmations(profile.legality, deadline)
+    # Where CP-SAT answers under the user's constraints, nothing is left to confirm.
+    confirmations = None
+    if options.constrain_stages is None:
+        confirmations = Confirmations(profile.legality, deadline)
     try:
         rows, complete = promising_rows(
             problem,
@@ -108,7 +111,8 @@ def _solve(
         )
         points, complete = _trace(search)
     finally:
-        confirmations.close()
+        if confirmations is not None:
+            confirmations.close()
     named = sum(tally.seconds.values()) - before
     spent = time.perf_counter() - started - named
     tally.seconds["front"] = tally.seconds.get("front", 0.0) + spent

@@ -17,7 +17,7 @@ from autoshard.launch.checking import (
     one_rung,
     refuse,
 )
-from autoshard.launch.launch import Launch, commented, header_of
+from autoshard.launch.launch import Launch, header_of, yaml_text
 
 if TYPE_CHECKING:
     from autoshard.solved import SolvedPlan
@@ -42,15 +42,13 @@ def launch(plan: SolvedPlan) -> Launch:
     Raises:
         SpecError: accelerate cannot state it.
     """
-    import yaml
-
     values = settings(plan)
     header = header_of(plan, FRAMEWORK)
     return Launch(
         target="accelerate",
         framework=FRAMEWORK,
         values=values,
-        text=commented(header) + str(yaml.safe_dump(values, sort_keys=False)),
+        text=yaml_text(header, values),
         header=header,
         chips=plan.chips_used,
         notes=tuple(_notes(plan, values)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -96,3 +96,19 @@ def header_of(plan: SolvedPlan, framework: str) -> tuple[str, ...]:
 def commented(header: tuple[str, ...]) -> str:
     """The header as lines that begin with ``#``, as in shell, YAML and Python."""
     return "".join(f"# {line}\n" for line in header)
+
+
+def yaml_text(header: tuple[str, ...], values: Mapping[str, Any]) -> str:
+    """Values as YAML below the header, in their order."""
+    import yaml
+
+    return commented(header) + str(yaml.safe_dump(values, sort_keys=False))
+
+
+def shell_text(
+    header: tuple[str, ...], environment: Mapping[str, str], name: str, lines: Iterable[str]
+) -> str:
+    """An array of shell words below the header and what has to be set, a line each."""
+    exports = "".join(f"export {key}={value}\n" for key, value in environment.items())
+    words = "".join(f"    {line}\n" for line in lines)
+    return f"{commented(header)}{exports}{name}=(\n{words})\n"

@@ -15,7 +15,7 @@ from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.remat import Rung
 from autoshard.costmodels.stack import STACKS
 from autoshard.launch.checking import assumed, refuse, stated
-from autoshard.launch.launch import Launch, commented, header_of
+from autoshard.launch.launch import Launch, header_of, yaml_text
 from autoshard.stack_notes import whole_dimensions
 
 if TYPE_CHECKING:
@@ -51,15 +51,13 @@ def launch(plan: SolvedPlan) -> Launch:
     Raises:
         SpecError: MaxText cannot state it.
     """
-    import yaml
-
     values, notes = settings(plan)
     header = header_of(plan, FRAMEWORK)
     return Launch(
         target="maxtext",
         framework=FRAMEWORK,
         values=values,
-        text=commented(header) + str(yaml.safe_dump(values, sort_keys=False)),
+        text=yaml_text(header, values),
         header=header,
         chips=plan.chips_used,
         notes=(*assumed(plan, STACKS[_stack(plan.problem)]), *notes),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.stack import STACKS
 from autoshard.launch.checking import assumed, refuse, stated
-from autoshard.launch.launch import Launch, commented, header_of
+from autoshard.launch.launch import Launch, header_of, shell_text
 from autoshard.launch.stages import chunk_layers, even, stage_layers
 
 if TYPE_CHECKING:
@@ -38,13 +38,11 @@ def launch(plan: SolvedPlan) -> Launch:
     given = arguments(values)
     environment = environment_of(plan, values)
     header = header_of(plan, FRAMEWORK)
-    exports = "".join(f"export {name}={value}\n" for name, value in environment.items())
-    lines = "".join(f"    {line}\n" for line in _lines(given))
     return Launch(
         target="megatron",
         framework=FRAMEWORK,
         values=given,
-        text=f"{commented(header)}{exports}PLAN_ARGS=(\n{lines})\n",
+        text=shell_text(header, environment, "PLAN_ARGS", _lines(given)),
         header=header,
         chips=plan.chips_used,
         notes=tuple(notes_of(plan, values)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from autoshard.launch.launch import Launch, commented, header_of
+from autoshard.launch.launch import Launch, header_of, shell_text
 from autoshard.launch.megatron import Value, environment_of, notes_of, settings
 
 if TYPE_CHECKING:
@@ -83,14 +83,12 @@ def launch(plan: SolvedPlan) -> Launch:
     given.append(f"mixed_precision={PRECISION[plan.problem.workload.precision]}")
     header = header_of(plan, FRAMEWORK)
     environment = environment_of(plan, values)
-    exports = "".join(f"export {name}={value}\n" for name, value in environment.items())
-    lines = "".join(f"    {_quoted(word)}\n" for word in given)
     layers = plan.problem.model.n_layers
     return Launch(
         target="nemo",
         framework=FRAMEWORK,
         values=given,
-        text=f"{commented(header)}{exports}PLAN_OVERRIDES=(\n{lines})\n",
+        text=shell_text(header, environment, "PLAN_OVERRIDES", map(_quoted, given)),
         header=header,
         chips=plan.chips_used,
         notes=(
