@@ -200,7 +200,8 @@ def sensitivity(**values: Any) -> None:
 Examples:
   autoshard validate
   autoshard validate --measurements ours.csv --calibration ours.toml
-  autoshard validate --json > errors.json"""
+  autoshard validate --json > errors.json
+  autoshard validate --compilers"""
 )
 @click.option(
     "--measurements",
@@ -215,11 +216,21 @@ Examples:
     help="What predicts: calibrated, priors (its constants unfitted) or textbook.",
 )
 @click.option("--calibration", metavar="FILE", help="Constants that `calibrate` has written.")
+@click.option(
+    "--compilers",
+    is_flag=True,
+    help="Judge memory and bytes moved by what XLA and PyTorch make of plans instead.",
+)
 @_JSON
 @click.option("--html", metavar="FILE", help="Write tables and charts as a page.")
 @_QUIET
 def validate(**values: Any) -> None:
     """Hold predictions against measured runs that they have not seen."""
+    if values["compilers"]:
+        from autoshard.plan_commands import validate_compilers
+
+        click.echo(validate_compilers(values))
+        return
     from autoshard.costmodels.calibration import load_calibration
     from autoshard.outputs import check_file, write_file
     from autoshard.progress import Progress

@@ -47,6 +47,10 @@ class Column:
         return max(len(cell) for cell in (self.head, *self.cells))
 
 
+#: A part of a report: its title, its table, and notes below it.
+Section = tuple[str, list[Column], list[str]]
+
+
 def front_columns(front: ParetoFront, tokens: float) -> list[Column]:
     """Every column that says something about this front, from left to right."""
     unit, unit_s, decimals = time_scale(front)

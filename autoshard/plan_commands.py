@@ -1,4 +1,4 @@
-"""The bodies of ``evaluate``, ``diff`` and ``sensitivity``: from options to what is printed."""
+"""Bodies of commands about plans in hand: from options to what is printed."""
 
 from __future__ import annotations
 
@@ -86,3 +86,21 @@ def sensitivity(values: Mapping[str, Any]) -> str:
     from autoshard.sensing_report import sensitivity_report
 
     return sensitivity_report(found, tokens=values["tokens"])
+
+
+def validate_compilers(values: Mapping[str, Any]) -> str:
+    """What ``autoshard validate --compilers`` prints."""
+    context = click.get_current_context()
+    for name in ("measurements", "costs", "calibration", "html"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(
+                f"--{name} is about measured runs, and --compilers about compiled plans: leave out "
+                "one of them."
+            )
+    from autoshard.compiler_report import compilers_dict, compilers_report
+    from autoshard.compiler_verdict import judge, load_records
+
+    verdict = judge(load_records())
+    if values["as_json"]:
+        return json.dumps(compilers_dict(verdict), indent=2)
+    return compilers_report(verdict)

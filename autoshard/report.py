@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoshard.breakdown import step_parts
-from autoshard.columns import SPACE, Column, fit, front_columns, narrowed, said_once
+from autoshard.columns import SPACE, Column, Section, fit, front_columns, narrowed, said_once
 from autoshard.front import FrontPoint, ParetoFront
 from autoshard.scatter import scatter
 from autoshard.sizes import format_bytes, format_seconds
@@ -157,6 +157,16 @@ def narrow_table(columns: Sequence[Column]) -> list[RenderableType]:
         return [plain_table(shown)]
     text = f"Too narrow for: {', '.join(hidden)}. A wider terminal or --json shows them."
     return [plain_table(shown), Text(text, style="dim")]
+
+
+def sections_text(sections: Sequence[Section]) -> str:
+    """Titles, tables and notes, one part after the other."""
+    parts: list[RenderableType] = []
+    for title, columns, notes in sections:
+        parts.append(Text(title, style="bold"))
+        parts += narrow_table(columns) if columns else []
+        parts += [*notes, ""]
+    return render(*parts[:-1])
 
 
 def search_line(front: ParetoFront) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from autoshard.costmodels.calibrated_memory import CalibratedMemory, metric_bytes
+from autoshard.costmodels.chip import Chip
 from autoshard.costmodels.textbook_pipeline import OneForwardOneBackward
 from autoshard.runs import Run
 
@@ -56,6 +57,10 @@ def comparable_memory(run: Run, predicted_bytes: float) -> float | None:
 
 def usable_bytes(run: Run) -> float:
     """Bytes of a chip that a process can get."""
-    chip = run.problem.cluster.chip
+    return usable_chip_bytes(run.problem.cluster.chip, run.problem.capacity_bytes)
+
+
+def usable_chip_bytes(chip: Chip, capacity_bytes: int) -> float:
+    """What a process can get of a chip's memory of that size as it is sold."""
     in_gib = chip.kind == "tpu" or chip.name.startswith(_IN_GIB)
-    return run.problem.capacity_bytes * (_GIB_PER_GB if in_gib else 1.0)
+    return capacity_bytes * (_GIB_PER_GB if in_gib else 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from autoshard.columns import Column
+from autoshard.columns import Column, Section
 from autoshard.run_parts import NOT_SCORED
 from autoshard.validate_tables import errors, memory_errors, rankings, reasons, summary
 from autoshard.validating import Validation
@@ -41,21 +41,12 @@ _ROW = (
     *("memory_metric", "comparable_memory_bytes", "fits", "scored", "why_not", "flags"),
 )
 
-Section = tuple[str, list[Column], list[str]]
-
 
 def validation_report(validation: Validation) -> str:
     """The tables as text."""
-    from rich.text import Text
+    from autoshard.report import sections_text
 
-    from autoshard.report import narrow_table, render
-
-    parts: list[Any] = []
-    for title, columns, notes in sections(validation):
-        parts.append(Text(title, style="bold"))
-        parts += narrow_table(columns) if columns else []
-        parts += [*notes, ""]
-    return render(*parts[:-1])
+    return sections_text(sections(validation))
 
 
 def sections(validation: Validation) -> list[Section]:

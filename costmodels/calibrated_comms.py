@@ -1,14 +1,13 @@
 """Achieved communication: latency, the bandwidth that collectives reach, and what waits for them.
 
-Volumes are those of the textbook model, with the bytes of the stack; time on the wire is the
-topology's (:class:`~autoshard.costmodels.setting.Setting`) at the achieved share of its bandwidth,
-plus a latency for each collective. Sources: Megatron's TP collectives (arXiv 2205.05198), ZeRO
-(arXiv 1910.02054), PyTorch FSDP (arXiv 2304.11277).
+Volumes are those of :mod:`autoshard.costmodels.volumes`; time on the wire is the topology's
+(:class:`~autoshard.costmodels.setting.Setting`) at the achieved share of its bandwidth, plus a
+latency for each collective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,11 +15,12 @@ import numpy as np
 from autoshard.costmodels.calibrated_compute import update_s
 from autoshard.costmodels.candidates import Candidates
 from autoshard.costmodels.constants import Constants, Fitted, shipped
-from autoshard.costmodels.costs import Column, CommsCost, Flow, Phase, Place
+from autoshard.costmodels.costs import PLACES, Column, CommsCost, Flow, Phase, Place
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.remat import Rung
 from autoshard.costmodels.setting import Setting
 from autoshard.costmodels.stack import Stack
+from autoshard.costmodels.volumes import Volume, activation_volumes, boundary_bytes, state_volumes
 
 #: What waits, what runs beside compute, and what the optimizer does: the overlap model's columns.
 RESOURCES = ("TP links", "sharding links", "gradient links", "HBM for the optimizer")
@@ -56,8 +56,7 @@ def comms_cost(
     s: Setting, constants: Constants, stack: Stack, ladder: tuple[Rung, ...]
 ) -> CommsCost:
     """The communication of each setting; ``ladder`` is the stack's."""
-    boundary = s.element_bytes * s.tokens * s.d_model / s.tp
-    send = 2.0 * s.vpp * (boundary * s.send_s_per_byte / constants.network)
+    send = 2.0 * s.vpp * (boundary_bytes(s) * s.send_s_per_byte / constants.network)
     return CommsCost(
         resources=RESOURCES,
         flows=tuple(_flows(s, constants, stack, ladder)),
@@ -68,74 +67,51 @@ def comms_cost(
 def _flows(
     s: Setting, constants: Constants, stack: Stack, ladder: tuple[Rung, ...]
 ) -> Iterator[Flow]:
-    table = s.d_model * s.vocab
-    params: dict[Place, Column] = {"layer": s.layer_params, "embedding": table, "head": table}
-    each = (s.reshard == 3).astype(np.float64)
-    # Under a pipeline, gradients are reduced with the last microbatch, even where they are sharded
-    # (FSDP2 with a pipeline schedule: gradient sync is off until the last backward pass).
-    kept = 1.0 - each
-    once = ((s.reshard == 1) | ((s.reshard == 2) & (s.pp > 1))).astype(np.float64)
-    sharded = s.shards > 1
-    update = dict(
-        zip(("layer", "embedding", "head"), _thrice(*update_s(s, constants)), strict=True)
-    )
-    for place, count in params.items():
-        gather = np.where(sharded, _shard_s(s, constants, s.element_bytes * count), 0.0)
-        reduce = np.where(sharded, _shard_s(s, constants, stack.gradient_bytes * count), 0.0)
-        yield from _flow("fsdp", "forward", place, SHARDS, each * gather)
-        yield from _flow("fsdp", "backward", place, SHARDS, each * gather + (1.0 - once) * reduce)
-        yield from _flow("fsdp", "once_backward", place, GRADIENTS, kept * gather + once * reduce)
-        across = stack.gradient_bytes * count / s.shards
-        replicas = _wire(s, constants, "replicas", across, constants.shard_link)
-        yield from _flow("dp", "once_backward", place, GRADIENTS, replicas)
-        yield Flow(
-            kind="optimizer", phase="once_backward", place=place, seconds={UPDATE: update[place]}
-        )
+    yield from _timed(s, constants, state_volumes(s, stack))
+    for place, seconds in zip(PLACES, _thrice(*update_s(s, constants)), strict=True):
+        yield Flow(kind="optimizer", phase="once_backward", place=place, seconds={UPDATE: seconds})
+    yield from _timed(s, constants, activation_volumes(s, ladder))
 
-    activations = _tensor_s(s, constants, s.element_bytes * s.tokens * s.d_model)
-    block = s.blocks * activations
-    yield from _flow("tp", "forward", "layer", TENSOR, 2.0 * block)
-    yield from _flow("tp", "backward", "layer", TENSOR, 2.0 * block)
-    yield from _flow("tp", "forward", "embedding", TENSOR, activations)
-    yield from _flow("tp", "forward", "head", TENSOR, activations)
-    yield from _flow("tp", "backward", "head", TENSOR, activations)
-    repeats = np.array([2.0 if rung.repeat_collectives else 0.0 for rung in ladder])
-    again = block[:, None] * repeats
-    if again.any():
-        yield Flow(kind="tp", phase="recompute", place="layer", seconds={TENSOR: again})
 
-    kv = 2.0 * s.element_bytes * s.d_kv * s.tokens
-    gathered = _wire(s, constants, "sequence", kv * s.seq_split, constants.shard_link)
-    rotated = _wire(s, constants, "context", kv * s.cp, constants.shard_link)
-    for kind, seconds in (("seq", gathered), ("cp", rotated)):
-        yield from _flow(kind, "forward", "layer", SHARDS, seconds)
-        yield from _flow(kind, "backward", "layer", SHARDS, 2.0 * seconds)
+def _timed(s: Setting, constants: Constants, volumes: Iterable[Volume]) -> Iterator[Flow]:
+    """One flow for the volumes of each kind, phase and place that some candidate has."""
+    held: dict[tuple[str, Phase, Place], tuple[int, Column]] = {}
+    known: dict[tuple[int, str], Column] = {}
+    for volume in tuple(volumes):  # all at once: an array is known by its id while it lives
+        times = volume.times
+        if not np.any(times):
+            continue
+        array = (id(volume.array_bytes), volume.axis)
+        if array not in known:
+            known[array] = _collective_s(s, constants, volume)
+        one = known[array]
+        seconds = times * (one[:, None] if np.ndim(times) == 2 else one)
+        if seconds.any():
+            # Gradients that are reduced once a step, and what is gathered with them, wait apart.
+            once = volume.phase == "once_backward"
+            resource = TENSOR if volume.axis == "tensor" else GRADIENTS if once else SHARDS
+            key = (volume.kind, volume.phase, volume.place)
+            held[key] = resource, held[key][1] + seconds if key in held else seconds
+    for (kind, phase, place), (resource, seconds) in held.items():
+        yield Flow(kind=kind, phase=phase, place=place, seconds={resource: seconds})
 
 
 def _thrice(layer: Column, table: Column) -> tuple[Column, Column, Column]:
     return layer, table, table
 
 
-def _wire(
-    s: Setting, constants: Constants, axis: str, volume: Column, inner_share: float
-) -> Column:
-    """Seconds on the wire: the slower of the fast and the slow network."""
-    inside = s.inner[axis] / inner_share
-    return volume * np.maximum(inside, s.outer[axis] / constants.network)
+def _collective_s(s: Setting, constants: Constants, volume: Volume) -> Column:
+    """One collective: latency, and the slower of the fast and the slow network.
 
-
-def _shard_s(s: Setting, constants: Constants, volume: Column) -> Column:
-    """An FSDP collective of the weights or gradients of one layer."""
-    return _wire(s, constants, "fsdp", volume, constants.shard_link) + constants.shard_latency_s
-
-
-def _tensor_s(s: Setting, constants: Constants, volume: Column) -> Column:
-    """One all-gather or reduce-scatter over TP; both halves of an all-reduce."""
-    latency = constants.tensor_latency_s * np.log2(np.maximum(s.tp, 1.0))
-    return _wire(s, constants, "tensor", volume, constants.tensor_link) + latency
-
-
-def _flow(kind: str, phase: Phase, place: Place, resource: int, seconds: Column) -> Iterator[Flow]:
-    """The flow, or nothing where no candidate has it."""
-    if seconds.any():
-        yield Flow(kind=kind, phase=phase, place=place, seconds={resource: seconds})
+    The network's columns are of an all-reduce between replicas, and of one half of it elsewhere.
+    """
+    tensor = volume.axis == "tensor"
+    inside = s.inner[volume.axis] / (constants.tensor_link if tensor else constants.shard_link)
+    seconds: Column = volume.array_bytes * np.maximum(
+        inside, s.outer[volume.axis] / constants.network
+    )
+    if tensor:
+        seconds = seconds + constants.tensor_latency_s * np.log2(np.maximum(s.tp, 1.0))
+    elif volume.axis == "fsdp":
+        seconds = seconds + constants.shard_latency_s
+    return seconds

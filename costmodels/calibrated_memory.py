@@ -11,10 +11,7 @@ The backward pass of a layer and the loss do not coincide: the head counts what 
 former, and every stage the former.
 
 Which tensors there are is derived in :mod:`autoshard.costmodels.layer_tensors`; what is left over
-are the facts of each stack, below. They say what the code allocates, and none belongs to a run; but
-no least squares is needed to be guided by data: where the code of a year was not clear, the peaks
-of a whole source decided. So it was with the allocator and overhead of 2022, with nanotron's 16-bit
-gradients, gathered inputs and logits, and with the two ages of torchtitan.
+are the facts of each stack (:mod:`autoshard.costmodels.memory_facts`).
 """
 
 from __future__ import annotations
@@ -35,8 +32,10 @@ from autoshard.costmodels.layer_tensors import (
     Operation,
     bytes_of,
     layer_operations,
+    residual_bytes,
     stored_tensors,
 )
+from autoshard.costmodels.memory_facts import MemoryFacts, memory_facts
 from autoshard.costmodels.problem import Problem
 from autoshard.costmodels.remat import Rung
 from autoshard.costmodels.shapes import ShardShapes, layer_params_per_rank, shard_shapes
@@ -47,146 +46,31 @@ COMPUTE_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryFacts:
-    """What a stack spends beside the weights and tensors of the model.
-
-    Per logit, at the peak of the loss and its gradient: ``logit_bytes``, and
-    ``sharded_logit_bytes`` where ranks share the vocabulary. Per parameter: ``spare_grad_bytes`` of
-    16-bit gradients that stay beside fp32 ones, ``copy_bytes`` of another copy of the sharded
-    weights. Per entry of the embedding table: ``lookup_bytes``, its dense gradient before it is
-    added up; ``flat_lookup`` says that it is flattened for its reduction as well.
-
-    ``gathered_layers`` have their weights unsharded at a time; ``keeps_tables``: the embedding and
-    the head as well, for the whole pass. ``casts_gradients``: an unsharded gradient exists in
-    16-bit and again in the precision of its reduction. ``gathered_inputs``: what sequence
-    parallelism gathers for a matmul is saved whole. ``keeps_outputs``: a stage holds what it sent
-    for each microbatch in flight. ``piles_gradients``: under a pipeline, ZeRO-2 gradients stay
-    unsharded until the last microbatch. ``fp8_inputs``: in FP8 training, matmuls save their inputs
-    in FP8. ``bucket_bytes``: communication buckets. ``overhead_bytes``: outside the framework's
-    allocator. ``allocator``: what it reserves for a byte that comes and goes.
-    """
-
-    logit_bytes: float
-    sharded_logit_bytes: float
-    spare_grad_bytes: float = 0.0
-    copy_bytes: float = 0.0
-    lookup_bytes: float = 0.0
-    flat_lookup: bool = False
-    gathered_layers: float = 2.0
-    keeps_tables: bool = False
-    casts_gradients: bool = True
-    gathered_inputs: bool = False
-    keeps_outputs: bool = False
-    piles_gradients: bool = False
-    fp8_inputs: bool = False
-    bucket_bytes: float = 0.0
-    overhead_bytes: float = 1.5e9
-    allocator: float = 1.05
-
-
-# Overhead: a CUDA context with its kernels takes 0.5 GB, NCCL 0.3 GB for each of a few
-# communicators; before CUDA 11.7 every kernel is loaded, and DeepSpeed's pipeline opens a group
-# for each pair of stages.
-# Allocator: reserved over allocated, PyTorch without expandable segments.
-
-_TORCHTITAN = MemoryFacts(
-    # The compiled loss keeps logits and their gradient in 16-bit, and nothing in fp32.
-    logit_bytes=4.0,
-    sharded_logit_bytes=4.0,
-    # DTensor gathers before the linear layer, which saves what it is given.
-    gathered_inputs=True,
-    # FSDP2 under a pipeline accumulates unsharded, in the reduction's precision.
-    piles_gradients=True,
-)
-
-FACTS = {
-    "megatron": MemoryFacts(
-        # vocab_parallel_cross_entropy: 16-bit logits, fp32 probabilities, which become the
-        # gradient, and that in 16-bit.
-        logit_bytes=8.0,
-        sharded_logit_bytes=8.0,
-        # Fused accumulation covers linear layers, not the lookup.
-        lookup_bytes=2.0,
-        # Transformer Engine, module/linear.py. Weights take two bytes either way: 16-bit, or FP8
-        # and its transpose (--fp8-param-gather).
-        fp8_inputs=True,
-    ),
-    "megatron-2021": MemoryFacts(
-        logit_bytes=8.0,
-        sharded_logit_bytes=8.0,
-        # DeepSpeed's BF16_Optimizer keeps param.grad beside its fp32 accumulators.
-        spare_grad_bytes=2.0,
-        lookup_bytes=2.0,
-        # buffered_allreduce_fallback flattens up to 5e8 elements; a table is one piece.
-        flat_lookup=True,
-        bucket_bytes=2e9,
-        keeps_outputs=True,
-        overhead_bytes=3.5e9,
-        allocator=1.15,
-    ),
-    "torchtitan": _TORCHTITAN,
-    "torchtitan-2024": replace(
-        _TORCHTITAN,
-        # Eager loss: 16-bit logits, fp32 copy, log-softmax, its gradient. Loss parallel has two
-        # more fp32 temporaries (torch/distributed/tensor/parallel/loss.py).
-        logit_bytes=14.0,
-        sharded_logit_bytes=20.0,
-        # Embedding, last norm and head were one FSDP unit, the root, which stays gathered.
-        keeps_tables=True,
-    ),
-    "llm-foundry": MemoryFacts(
-        # fused_crossentropy of flash-attn: logits and gradient in 16-bit.
-        logit_bytes=4.0,
-        sharded_logit_bytes=4.0,
-        keeps_tables=True,
-    ),
-    "nanotron": MemoryFacts(
-        # 16-bit logits, fp32 copy, shifted and exponentiated copies that are reused.
-        logit_bytes=12.0,
-        sharded_logit_bytes=12.0,
-        # 16-bit gradients beside FP32GradientAccumulator's buffers.
-        spare_grad_bytes=2.0,
-        lookup_bytes=2.0,
-        # Rows nt-007, nt-010 and nt-011: their peaks hold the gathered inputs.
-        gathered_inputs=True,
-        keeps_outputs=True,
-    ),
-    "maxtext": MemoryFacts(
-        # Checked against XLA:TPU's own figures for three programs: fused loss, 16-bit copies of the
-        # sharded weights (cast ahead of the scan), weights gathered and gradients scattered one
-        # matmul at a time. Memory is planned ahead; 0.3 GiB of HBM are reserved.
-        logit_bytes=4.0,
-        sharded_logit_bytes=4.0,
-        copy_bytes=2.0,
-        gathered_layers=1.0,
-        casts_gradients=False,
-        overhead_bytes=0.3e9,
-        allocator=1.0,
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Bytes:
     """What a chip's memory is made of: bytes, parameters, and bytes of a parameter, ``[n]`` each.
 
-    Parameters of a rank: ``layer``, ``embedding``, ``head`` and ``table``, which both ends have.
-    Bytes of a parameter: ``weights``, ``grads`` and ``optimizer`` (with copies of weights);
-    ``gather`` of a gathered weight and ``reduced`` of a whole gradient, ``held`` and ``lookup`` of
-    a table. Bytes: ``saved`` ``[n, r]``, ``backward``, ``logits``, ``outputs``.
+    Parameters of a rank: ``layer``, of which ``norms`` are held more often than others are,
+    ``embedding``, ``head`` and ``table``, which both ends have.
+    Bytes of a parameter: ``weights``, ``grads`` and ``optimizer`` (with copies of weights), of
+    which ``lasting`` stay from step to step; ``gather`` of a gathered weight and ``reduced`` of a
+    whole gradient, ``held`` and ``lookup`` of a table. Bytes: ``saved`` ``[n, r]``, ``backward``,
+    ``logits``, ``outputs``, and ``looked_up`` of a gradient of the lookup.
     """
 
     shards: Column
     weights: Column
     grads: Column
     optimizer: Column
+    lasting: Column
     layer: Column
+    norms: Column
     table: Column
     embedding: Column
     head: Column
     gather: Column
     held: Column
-    lookup: float
+    lookup: Column
+    looked_up: Column
     reduced: Column
     saved: Column
     backward: Column
@@ -196,27 +80,39 @@ class _Bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedMemory:
-    """The memory of a stack, in bytes as nvidia-smi counts them (see :func:`metric_bytes`)."""
+    """The memory of a stack, in bytes as nvidia-smi counts them (see :func:`metric_bytes`).
+
+    ``other_facts`` stand for those of the stack. ``allocated`` counts what tensors take, as a
+    compiler does, and nothing that an allocator keeps or reserves or that is outside of it.
+    """
 
     stack: Stack
+    other_facts: MemoryFacts | None = None
+    allocated: bool = False
     name: str = "calibrated-memory"
     role: str = "memory"
     covers: frozenset[str] = frozenset({"dense"})
+
+    @property
+    def facts(self) -> MemoryFacts:
+        """What is spent beside weights and tensors."""
+        facts = self.other_facts or memory_facts(self.stack)
+        return replace(facts, allocator=1.0, overhead_bytes=0.0) if self.allocated else facts
 
     def __call__(
         self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]
     ) -> MemoryCost:
         """Bytes on one chip; arrays ``[n]`` and ``[n, r]``."""
-        facts, b = memory_facts(self.stack), self._bytes(problem, candidates, ladder)
+        facts, b = self.facts, self._bytes(problem, candidates, ladder)
         per_param = b.weights + b.grads + b.optimizer
         backward = b.backward + b.layer * b.reduced
-        loss = b.logits + (b.gather - b.held) * b.table
-        fixed = backward + b.layer * facts.gathered_layers * b.gather
-        if facts.keeps_outputs:
-            fixed = fixed + b.outputs
+        loss = self._loss(b)
+        fixed = backward + b.layer * facts.gathered_layers * b.gather + b.outputs
         return MemoryCost(
-            layer_state_bytes=per_param * b.layer,
-            embedding_state_bytes=per_param * b.embedding + (b.held + b.lookup) * b.table,
+            layer_state_bytes=per_param * (b.layer + b.norms),
+            embedding_state_bytes=per_param * b.embedding
+            + (b.held + b.lookup) * b.table
+            + facts.allocator * np.maximum(b.looked_up - backward, 0.0),
             # Beside the gathered tables, the head's gradient waits for that of the embedding.
             head_state_bytes=(per_param + b.held) * b.head
             + b.held * b.table
@@ -234,10 +130,10 @@ class CalibratedMemory:
         its backward pass, outputs that wait for their send as activations. ``logits`` is what the
         loss needs beyond a backward pass, its gathered table included.
         """
-        facts, b = memory_facts(self.stack), self._bytes(problem, candidates, ladder)
+        facts, b = self.facts, self._bytes(problem, candidates, ladder)
         none, unsaved = np.zeros(len(candidates)), np.zeros_like(b.saved)
         backward = b.backward + b.layer * b.reduced
-        loss = b.logits + (b.gather - b.held) * b.table
+        loss = self._loss(b)
         copies = facts.copy_bytes / b.shards
 
         def cost(
@@ -257,88 +153,163 @@ class CalibratedMemory:
 
         def state(per_param: Column, of_table: Column = none) -> MemoryCost:
             embedding = per_param * b.embedding + of_table * b.table
-            return cost(per_param * b.layer, embedding, per_param * b.head)
+            return cost(per_param * (b.layer + b.norms), embedding, per_param * b.head)
 
-        outputs = b.outputs if facts.keeps_outputs else none
-        lookup: Column = none + b.lookup
         return {
             "parameters": state(b.weights + copies),
-            "gradients": state(b.grads, lookup),
+            "gradients": state(b.grads, b.lookup),
             "optimizer state": state(b.optimizer - copies),
             "activations in flight": cost(
-                saved=facts.allocator * b.saved, fixed=facts.allocator * outputs
+                saved=facts.allocator * b.saved, fixed=facts.allocator * b.outputs
             ),
             "gathered weights": cost(
                 embedding=b.held * b.table,
                 head=b.held * b.head + b.held * b.table,
                 fixed=facts.allocator * b.layer * facts.gathered_layers * b.gather,
             ),
-            "backward transients": cost(fixed=facts.allocator * backward),
+            "backward transients": cost(
+                embedding=facts.allocator * np.maximum(b.looked_up - backward, 0.0),
+                fixed=facts.allocator * backward,
+            ),
             "logits": cost(head=facts.allocator * np.maximum(loss - backward, 0.0)),
             "framework overhead": cost(fixed=none + facts.bucket_bytes + facts.overhead_bytes),
         }
 
+    def lasting(
+        self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]
+    ) -> MemoryCost:
+        """Weights and optimizer state that stay from step to step: what a checkpoint holds.
+
+        16-bit copies of wider weights, and gradients, are not among them.
+        """
+        b, none = self._bytes(problem, candidates, ladder), np.zeros(len(candidates))
+        return MemoryCost(
+            layer_state_bytes=b.lasting * (b.layer + b.norms),
+            embedding_state_bytes=b.lasting * b.embedding,
+            head_state_bytes=b.lasting * b.head,
+            saved_bytes=np.zeros_like(b.saved),
+            fixed_bytes=none,
+        )
+
+    def _loss(self, b: _Bytes) -> Column:
+        """Bytes of the loss and its gradient, with the head that they are made by, ``[n]``."""
+        gathered = (b.gather - b.held) * b.table
+        if self.facts.whole_head_gradient:
+            return b.logits + gathered + b.reduced * b.table
+        if not self.facts.regathers_head:
+            return b.logits + gathered
+        # The logits and their gradient; that gradient with the head gathered and its own, which is
+        # cast and reduced then; or that reduction beside the layer before the head.
+        whole = COMPUTE_BYTES * (b.reduced > 0) * b.table
+        phases = (b.logits, b.logits / 2.0 + gathered + whole, b.reduced * b.table)
+        wider = np.maximum(b.reduced - COMPUTE_BYTES, 0.0) * np.maximum(b.table - b.layer, 0.0)
+        # Of the layers that are gathered at a time, none but the next one is there by then.
+        early = np.maximum.reduce(phases) - b.gather * b.layer
+        beside: Column = np.maximum(early, b.backward + b.layer * b.reduced + wider)
+        return beside
+
     def _bytes(self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]) -> _Bytes:
         """What both answers are made of."""
-        facts = memory_facts(self.stack)
+        facts = self.facts
         model, recipe = problem.model, problem.recipe
         shapes = shard_shapes(problem, candidates)
         widths = self._widths(problem, candidates, shapes)
         # Frameworks shard state over the context-parallel ranks too.
         shards = (candidates.fsdp * candidates.cp).astype(np.float64)
-        weights, grads, optimizer = self._state(problem, candidates, shards)
+        weights, grads, optimizer, lasting = self._state(problem, candidates, shards)
 
         small = (model.norm_params + model.bias_params) / model.n_layers
         table = model.vocab * model.d_model / candidates.tp
         # ZeRO-3 gathers weights for a while; from ZeRO-2 on, so is a gradient whole for a while.
         sharded = shards > 1
-        gather = np.where((candidates.reshard >= 3) & sharded, COMPUTE_BYTES, 0.0)
-        whole = COMPUTE_BYTES + (recipe.grad_bytes if facts.casts_gradients else 0.0)
+        piped = facts.unsharded_in_pipeline & (candidates.pp > 1)
+        gather = np.where((candidates.reshard >= 3) & sharded & ~piped, COMPUTE_BYTES, 0.0)
+        cast = np.where(piped, 0.0, recipe.grad_bytes if facts.casts_gradients else 0.0)
         saved = np.stack([_weighted(widths, self._stored(problem, rung)) for rung in ladder]).T
+        saved = saved + self._unread(problem, candidates, shapes, ladder)
         logit = np.where(candidates.tp > 1, facts.sharded_logit_bytes, facts.logit_bytes)
+        backward = self._backward(problem, candidates, shapes, widths, saved)
+        params = layer_params_per_rank(problem, shapes, "full") + small
+        # All state of a parameter is divided by the shards under ZeRO-3, and by TP where whole.
+        wholes = np.where(candidates.reshard >= 3, shards / candidates.tp - 1.0, 0.0)
+        if not facts.stores_residuals:
+            # Of the layer whose backward pass runs every tensor is counted there; a scan copies
+            # what it saved out of the stack.
+            others = np.where(candidates.pp == 1, 1.0 - 1.0 / model.n_layers, 1.0)
+            least = saved.min(axis=1)[:, None]
+            saved = least + (saved - least) * others[:, None]
+        if facts.yields_gradients and self.allocated:
+            # A caching allocator keeps their blocks from the step before: published peaks of FSDP 8
+            # and 128 (rows tt-002 and tt-009) differ by the gradients as well.
+            alone = (candidates.pp == 1) & (candidates.microbatches == 1)
+            coming = np.where(alone, grads * params, 0.0)
+            saved = np.maximum(saved - coming[:, None], 0.0)
         sent = np.where(candidates.pp > 1, COMPUTE_BYTES * widths[:, 0], 0.0)
+        waiting = facts.keeps_outputs * np.minimum(candidates.pp, candidates.microbatches)
+        if facts.receives_ahead:
+            # Activations from one side and gradients from the other.
+            waiting = waiting + 2.0 * candidates.microbatches * candidates.vpp
+        lookup = facts.lookup_bytes + (recipe.grad_bytes if facts.flat_lookup else 0.0)
+        lookups, looked_up = np.full(len(candidates), lookup), np.zeros(len(candidates))
+        if facts.whole_lookup:
+            # Their sum; without a pipeline, one is there when all else is gone.
+            others = np.where(piped, candidates.tp - 1.0, 0.0)
+            lookups = lookups + recipe.grad_bytes * others
+            looked_up = COMPUTE_BYTES * table * np.where(piped, candidates.tp, 0.0)
         return _Bytes(
             shards=shards,
             weights=weights,
             grads=grads,
             optimizer=optimizer,
-            layer=layer_params_per_rank(problem, shapes, "full") + small,
+            lasting=lasting,
+            layer=params,
+            norms=model.norm_params / model.n_layers * wholes * facts.whole_norms,
             table=table,
             embedding=table + model.position_params,
             # A tied table is held once where one stage has both ends.
             head=np.where((candidates.pp == 1) & model.tied_embeddings, 0.0, table),
             gather=gather,
             held=gather if facts.keeps_tables else np.zeros(len(candidates)),
-            lookup=facts.lookup_bytes + (recipe.grad_bytes if facts.flat_lookup else 0.0),
-            reduced=np.where((candidates.reshard >= 2) & sharded, whole, 0.0),
+            lookup=lookups,
+            looked_up=looked_up,
+            reduced=np.where(
+                sharded & ((candidates.reshard >= 2) | piped), COMPUTE_BYTES + cast, 0.0
+            ),
             saved=saved,
-            backward=self._backward(problem, candidates, shapes, widths, saved),
+            backward=backward,
             logits=shapes.tokens * (logit * shapes.vocab + 2.0 * COMPUTE_BYTES * model.d_model),
-            outputs=np.minimum(candidates.pp, candidates.microbatches) * sent,
+            outputs=waiting * sent,
         )
 
     def _state(
         self, problem: Problem, candidates: Candidates, shards: Column
-    ) -> tuple[Column, Column, Column]:
+    ) -> tuple[Column, Column, Column, Column]:
         """Bytes of weights, gradients and the rest for each parameter of a rank's stage, ``[n]``.
 
-        They stay through the whole step. Weights wider than 16 bits are the master copy, and
-        sharded at every ZeRO stage; compute then reads a 16-bit copy, which stays unsharded below
-        ZeRO-3. The rest is optimizer state and ``copy_bytes``.
+        They stay through the whole step; a fourth column is what stays from step to step, weights
+        and optimizer state alone. Weights wider than 16 bits are the master copy, and sharded at
+        every ZeRO stage; compute then reads a 16-bit copy, which stays unsharded below ZeRO-3. The
+        rest is optimizer state and ``copy_bytes``.
         """
-        facts, recipe = memory_facts(self.stack), problem.recipe
+        facts, recipe = self.facts, problem.recipe
         zero = candidates.reshard
+        piped = facts.unsharded_in_pipeline & (candidates.pp > 1) & (shards > 1)
         if recipe.param_bytes > COMPUTE_BYTES:
-            copy = np.where((zero < 3) & (shards > 1), COMPUTE_BYTES, 0.0)
-            weights = recipe.param_bytes / shards + copy
+            copy = np.where(((zero < 3) & (shards > 1)) | piped, COMPUTE_BYTES, 0.0)
+            master = recipe.param_bytes / shards
+            weights = master + copy
         else:
-            weights = recipe.param_bytes / np.where(zero >= 3, shards, 1.0)
+            master = recipe.param_bytes / np.where(zero >= 3, shards, 1.0)
+            weights = np.where(piped, np.maximum(recipe.param_bytes, master), master)
         spare = facts.spare_grad_bytes if recipe.grad_bytes > COMPUTE_BYTES else 0.0
         grads = (recipe.grad_bytes + spare) / np.where(zero >= 2, shards, 1.0)
-        if facts.piles_gradients:
-            piled = (zero == 2) & (candidates.pp > 1) & (shards > 1)
-            grads = grads + np.where(piled, recipe.grad_bytes, 0.0)
-        return weights, grads, (recipe.optimizer_bytes + facts.copy_bytes) / shards
+        if facts.adds_up_apart:
+            several = (candidates.microbatches > 1) & (candidates.pp == 1)
+            grads = grads * np.where(several, 2.0, 1.0)
+        # Whole until the last microbatch, and sharded only when all else is gone.
+        grads = np.where(piped & (zero >= 2), recipe.grad_bytes, grads)
+        optimizer = (recipe.optimizer_bytes + facts.copy_bytes) / shards
+        return weights, grads, optimizer, master + recipe.optimizer_bytes / shards
 
     def _widths(self, problem: Problem, candidates: Candidates, shapes: ShardShapes) -> Column:
         """Elements of one microbatch on one rank in each of the layer's widths, ``[n, w]``."""
@@ -349,7 +320,7 @@ class CalibratedMemory:
         heads = model.n_heads / tp
         columns = {
             "residual": residual,
-            "normed": whole if memory_facts(self.stack).gathered_inputs else residual,
+            "normed": whole if self.facts.gathered_inputs else residual,
             "query": shapes.d_query,
             "key": shapes.d_kv,
             "inner": shapes.d_ff,
@@ -371,17 +342,38 @@ class CalibratedMemory:
     def _stored(self, problem: Problem, rung: Rung) -> Column:
         """Bytes per element of each width that a rung stores, ``[w]``.
 
-        Compiled code reads pointwise results back from their inputs whatever the rung says.
+        Compiled code reads pointwise results back from their inputs whatever the rung says, but for
+        what autodiff hands over from a loop to another.
         """
+        if self.facts.stores_residuals and not rung.recompute:
+            return residual_bytes(problem.model)
         kept = rung.kept
         if self.stack.operators == "compiled":
             kept = tuple(name for name in kept if name not in POINTWISE)
         return self._bytes_of(problem, kept)
 
     def _bytes_of(self, problem: Problem, kept: tuple[str, ...]) -> Column:
-        fp8 = memory_facts(self.stack).fp8_inputs and problem.workload.precision == "fp8"
+        fp8 = self.facts.fp8_inputs and problem.workload.precision == "fp8"
         stored = stored_tensors(kept, self._operations(problem))
         return bytes_of(stored, FP8_INPUTS if fp8 else None)
+
+    def _unread(
+        self,
+        problem: Problem,
+        candidates: Candidates,
+        shapes: ShardShapes,
+        ladder: tuple[Rung, ...],
+    ) -> Column:
+        """Bytes that selective checkpointing keeps though nobody reads them, ``[n, r]``.
+
+        Eager code keeps what the policy names: the last matmul's output before TP reduces it, and
+        what the reductions made (torch/utils/checkpoint.py; compiled code drops them).
+        """
+        named = [bool(rung.recompute) and "mlpwo" in rung.kept for rung in ladder]
+        eager = self.stack.operators == "eager"
+        reduced = np.where(candidates.tp > 1, 2.0 / candidates.tp, 0.0)
+        wide = COMPUTE_BYTES * shapes.tokens * problem.model.d_model * (1.0 + reduced)
+        return np.outer(wide, np.array(named, dtype=np.float64) * eager)
 
     def _backward(
         self,
@@ -418,20 +410,6 @@ def _weighted(widths: Column, sizes: Column) -> Column:
     for index in np.flatnonzero(sizes):
         total += sizes[index] * widths[:, index]
     return total
-
-
-#: Stacks that keep what another keeps.
-SAME_FACTS = {
-    "torchprime": "maxtext",
-    "maxtext-gpu": "maxtext",
-    "fms-fsdp": "torchtitan",
-    "meta-internal": "torchtitan",
-}
-
-
-def memory_facts(stack: Stack) -> MemoryFacts:
-    """What a stack spends beside weights and tensors; a stack of another name is like Megatron."""
-    return FACTS.get(SAME_FACTS.get(stack.name, stack.name), FACTS["megatron"])
 
 
 #: Ways to read a peak: what the driver says, what the allocator holds, what tensors take. A log

@@ -32,13 +32,16 @@ def _rung(name: str, *kept: str, saves_reductions: bool = False) -> Rung:
     """A rung that keeps the layer's input and ``kept``, and redoes only what it must."""
     tensors = ("layer_input", *kept)
     recompute = repeated_operations(tensors)
-    # A row-parallel matmul that runs again is followed by its reduction; the gather before a
-    # column-parallel one belongs to the backward pass on every rung.
+    # Both blocks' inputs are gathered again, as no rung keeps what was gathered. Attention's output
+    # is reduced again where it is computed again; the MLP's, one reduction of two, never is. So do
+    # XLA:TPU and PyTorch (docs/compilers.md).
+    scatters = 0.5 if "output" in recompute and not saves_reductions else 0.0
     return Rung(
         name=name,
         kept=tensors,
         recompute=recompute,
-        repeat_collectives="output" in recompute and not saves_reductions,
+        repeat_gathers=1.0,
+        repeat_scatters=scatters,
     )
 
 
@@ -55,7 +58,13 @@ MEGATRON_LADDER = (
         ),
         recompute=("attention",),
     ),
-    Rung(name="full", kept=("layer_input",), recompute=OPERATIONS, repeat_collectives=True),
+    Rung(
+        name="full",
+        kept=("layer_input",),
+        recompute=OPERATIONS,
+        repeat_gathers=1.0,
+        repeat_scatters=1.0,
+    ),
 )
 
 TORCHTITAN_LADDER = (

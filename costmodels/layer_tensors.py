@@ -65,6 +65,12 @@ FP8_INPUTS = {"attention_norm": 1.0, "context": 3.0, "mlp_norm": 1.0, "activatio
 POINTWISE = ("attention_norm", "mlp_norm", "gate", "activation")
 
 
+#: Bytes of the residuals of JAX's autodiff beside those of :data:`TENSORS`' names, in each width:
+#: of each norm its input in fp32 and its result before and after it is gathered, the context once
+#: as the kernel and once as the matmul has it, and for a gated activation its three factors.
+_RESIDUALS = {"residual": 6.0, "normed": 2.0, "query": 6.0, "key": 4.0, "heads": 4.0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One operation of a layer: what it reads and writes, and what its backward pass reads.
@@ -244,3 +250,18 @@ def bytes_of(tensors: Iterable[str], sizes: Mapping[str, float] | None = None) -
         width, size = TENSORS[name]
         total[WIDTHS.index(width)] += (sizes or {}).get(name, size)
     return total
+
+
+def residual_bytes(model: Model) -> Column:
+    """Bytes per unit of each width that a layer stores under JAX without remat, ``[w]``.
+
+    A layer runs in a ``scan``: what its backward pass reads crosses from one loop to the other, and
+    nothing of it can be fused away. ``jax.ad_checkpoint.print_saved_residuals`` lists it.
+    """
+    norms = 1.0 if model.parallel_block else 2.0
+    stored = dict(_RESIDUALS)
+    for width in ("residual", "normed"):
+        stored[width] *= norms
+    # The activation's factors, 16-bit, beside the matmuls' results and its own.
+    stored["inner"] = 2.0 * (model.mlp_matrices - 1 + 3 + 1)
+    return np.array([stored.get(width, 0.0) for width in WIDTHS])

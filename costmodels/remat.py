@@ -43,15 +43,17 @@ class Rung:
 
     ``saved_tensors`` counts tensors of size ``d_model`` per token, the book's measure; ``kept``
     names the tensors themselves, where a cost model knows their sizes. ``recompute`` names
-    operations; ``repeat_collectives`` says that the TP collectives of the forward pass are run
-    again with it.
+    operations. ``repeat_gathers`` and ``repeat_scatters`` are the shares of the forward pass's TP
+    collectives that the backward pass runs again beside its own: gathers of what the matmuls read,
+    reductions of what they make.
     """
 
     name: str
     saved_tensors: int = 0
     kept: tuple[str, ...] = ()
     recompute: tuple[str, ...] = ()
-    repeat_collectives: bool = False
+    repeat_gathers: float = 0.0
+    repeat_scatters: float = 0.0
 
 
 TEXTBOOK_LADDER = (
@@ -69,7 +71,8 @@ TEXTBOOK_LADDER = (
         saved_tensors=2,
         recompute=("query", "key", "value", "attention", "mlp_in"),
     ),
-    Rung(name="checkpoints_1", saved_tensors=1, recompute=OPERATIONS, repeat_collectives=True),
+    # The book's backward pass gathers what the matmuls read on every rung.
+    Rung(name="checkpoints_1", saved_tensors=1, recompute=OPERATIONS, repeat_scatters=1.0),
 )
 
 #: Operations by which settings of two frameworks are told apart: matmuls and attention. The last

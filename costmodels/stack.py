@@ -36,16 +36,22 @@ class Stack:
     ``attention`` names the kernel: ``unfused`` (a score matrix in HBM), ``flash1``, ``flash2``,
     ``cudnn`` or ``splash``; ``operators`` how memory-bound operators run: ``fused`` (hand-written),
     ``compiled``, ``eager``. ``sequence_parallel`` shards norms and residuals over TP.
-    ``shard_copies`` counts bytes moved in HBM for each parameter whenever FSDP gathers and
-    reduces it, beside the collective: copies out of and into its buffers. ``tp_overlap`` and
+    ``shard_copies`` counts bytes moved in HBM for each parameter whenever FSDP gathers and reduces
+    it, beside the collective: copies out of and into its buffers. ``tp_overlap`` and
     ``reduce_overlap`` say whether TP collectives and the gradient reduction run beside compute.
-    ``fp8_recipe`` is how FP8 operands are scaled: ``delayed``, ``current``,
-    ``tensorwise``, ``rowwise``, ``block``. ``blocking`` says that every kernel launch waits for the
-    one before (CUDA_LAUNCH_BLOCKING=1). ``balanced`` says that a split sequence is dealt so that
-    each rank has as much of the causal mask. ``schedules`` are the pipeline schedules that it runs
-    out of :data:`autoshard.costmodels.schedules.SCHEDULES`, its own first: interleaved 1F1B counts
-    as ``1f1b``, a circular or breadth-first pipeline as ``gpipe``. ``legality`` says which plans it
-    can state.
+    ``fp8_recipe`` is how FP8 operands are scaled: ``delayed``, ``current``, ``tensorwise``,
+    ``rowwise``, ``block``. ``blocking`` says that every kernel launch waits for the one before
+    (CUDA_LAUNCH_BLOCKING=1). ``balanced`` says that a split sequence is dealt so that each rank has
+    as much of the causal mask. ``regathers_tables`` says that ZeRO-3 gathers the embedding and the
+    head again for the backward pass: the lookup's needs no weights, and XLA gathers the embedding
+    once a step, outside of the loop over microbatches, and keeps the head. ``reduces_each`` says
+    that, without a pipeline, gradients are reduced over the replicas with each microbatch: XLA
+    keeps that in the loop, FSDP2 in its hooks. ``fsdp2`` says that FSDP's hooks belong to a
+    module's passes: without a pipeline, weights that ZeRO-2 keeps are gathered for each microbatch;
+    in one, a backward pass leaves weights gathered, and gradients wait for the last. ``schedules``
+    are the pipeline schedules that it runs out of :data:`autoshard.costmodels.schedules.SCHEDULES`,
+    its own first: interleaved 1F1B counts as ``1f1b``, a circular or breadth-first pipeline as
+    ``gpipe``. ``legality`` says which plans it can state.
     """
 
     name: str
@@ -63,6 +69,9 @@ class Stack:
     fp8_recipe: str = "delayed"
     blocking: bool = False
     balanced: bool = True
+    regathers_tables: bool = True
+    reduces_each: bool = False
+    fsdp2: bool = False
     schedules: tuple[str, ...] = ("1f1b",)
     legality: Legality = UNRESTRICTED
 
@@ -108,6 +117,10 @@ STACKS = {
             # and written in fp32, scaled and cast on the way (FSDP2's copy-out and copy-in).
             shard_copies=18.0,
             fp8_recipe="tensorwise",
+            # torch/distributed/fsdp/_fully_shard, and backward_maybe_with_nosync of
+            # torch/distributed/pipelining/stage.py (docs/compilers.md).
+            reduces_each=True,
+            fsdp2=True,
             # Its zero bubbles, InterleavedZeroBubble and ZBVZeroBubble, want two stages or more on
             # each rank and no torch.compile (torch/distributed/pipelining/schedules.py).
             schedules=("1f1b", "gpipe"),
@@ -146,6 +159,8 @@ STACKS = {
             attention="splash",
             operators="compiled",
             tp_overlap=True,
+            regathers_tables=False,
+            reduces_each=True,
             # One loop over microbatches and repeats, which JAX differentiates as a whole
             # (layers/pipeline.py; "gPipe" and "circular" of its Sharding.md).
             schedules=("gpipe",),

@@ -263,6 +263,15 @@ MAXTEXT = Legality(
             "its context axis shards the weights too, which is seq_split",
             "maxtext/configs/base.yml, logical_axis_rules of embed",
         ),
+        Rule(
+            name="even_shards",
+            sentence="fsdp = {fsdp} does not divide d_model = {model.d_model}",
+            source="maxtext/configs/base.yml, logical_axis_rules of embed: fsdp and context shard "
+            "d_model; jax refuses uneven shards of arguments (IndivisibleError)",
+            allows=lambda p, c: (
+                (c.reshard == 1) | (p.model.d_model % (c.batch_split * c.seq_split) == 0)
+            ),
+        ),
         _halves("maxtext/configs: context_parallel_load_balance"),
         _zero((1, 3), "maxtext/configs/base.yml: shard_optimizer_over_data, or FSDP"),
         *_equal_chunks("maxtext/configs/pyconfig.py: stages * layers * repeats"),

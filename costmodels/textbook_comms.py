@@ -125,7 +125,7 @@ class TextbookComms:
             yield from _flow("tp", "forward", "head", activations)
             yield from _flow("tp", "backward", "head", _scaled(activations, 2.0))
         # A forward pass that is run again shares that gather, and scatters each output again.
-        repeats = np.array([blocks if rung.repeat_collectives else 0.0 for rung in ladder])
+        repeats = np.array([blocks * rung.repeat_scatters for rung in ladder])
         again = {k: s[:, None] * repeats for k, s in activations.items()}
         yield from _flow("tp", "recompute", "layer", again)
 
@@ -133,9 +133,14 @@ class TextbookComms:
         kv = 2.0 * element * shapes.d_kv * shapes.tokens * candidates.seq_split
         gathered = network.gather_sequence(kv)
         rotated = network.rotate_context(kv * candidates.cp)
-        for kind, seconds in (("seq", gathered), ("cp", rotated)):
+        # The gradients of a ring's blocks take one hop more: home.
+        home = 2.0 + 1.0 / np.maximum(candidates.cp - 1.0, 1.0)
+        for kind, seconds, back in (("seq", gathered, 2.0), ("cp", rotated, home)):
             yield from _flow(kind, "forward", "layer", seconds)
-            yield from _flow(kind, "backward", "layer", _scaled(seconds, 2.0))
+            yield from _flow(kind, "backward", "layer", _scaled(seconds, back))
+        passed = np.array([float("attention" in rung.recompute) for rung in ladder])
+        again = {k: s[:, None] * passed for k, s in rotated.items()}
+        yield from _flow("cp", "recompute", "layer", again)
 
 
 def _flow(kind: str, phase: Phase, place: Place, seconds: Seconds) -> Iterator[Flow]:

@@ -1,7 +1,8 @@
 """Floors of meshes and of their candidates, before each candidate is priced.
 
 They assume that cost models are subadditive in the microbatch: splitting a microbatch never makes
-the pieces cheaper in time together, nor one of them larger in memory.
+the pieces cheaper in time together, nor what one of them holds larger. State may be larger where
+there are several, whose gradients are added up.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class MeshFloors:
 
     ``slowest_s`` is what the slowest stage is busy in a step, ``total_s`` what all stages are
     together; ``least_s`` is a step with the smallest bubble there can be. ``state_layer_bytes``,
-    ``saved_bytes`` and the others are those of microbatches of one sequence, ``memory_bytes`` a
-    stage with one in flight.
+    ``saved_bytes`` and the others are those of one microbatch of one sequence, ``memory_bytes`` a
+    stage with it in flight.
     """
 
     slowest_s: Column
@@ -67,7 +68,7 @@ def mesh_floors(
 ) -> MeshFloors:
     """Least time and least memory of each mesh; zero where the deadline left it unpriced.
 
-    Time: one microbatch of everything. Memory: microbatches of one sequence, one in flight. Some
+    Time: one microbatch of everything. Memory: one microbatch of one sequence, in flight. Some
     stage is no lighter than the mean, nor than ceil(L / pp) bare layers.
     """
     layers = problem.model.n_layers
@@ -77,10 +78,8 @@ def mesh_floors(
             parts.append(MeshFloors(**dict.fromkeys(MeshFloors.__slots__, np.zeros(len(piece)))))
             continue
         slowest_s, total_s = busy_s(profile.price(problem, piece), piece.pp, layers)
-        single = piece.replace(
-            microbatches=piece.micro_batch_size,
-            micro_batch_size=np.ones_like(piece.micro_batch_size),
-        )
+        one = np.ones_like(piece.micro_batch_size)
+        single = piece.replace(microbatches=one, micro_batch_size=one)
         small = profile.price_memory(problem, single)
         saved = small.saved_bytes.min(axis=1)
         of_layer = small.layer_state_bytes + saved
@@ -227,10 +226,18 @@ class Unpriced:
         known, own = count[of], self.candidates.microbatches
         smaller = np.nonzero((of >= 0) & (own % known == 0))[0]
         larger = np.nonzero((of >= 0) & (known % own == 0))[0]
+        # Buffers between stages are as many as virtual ones, and state may grow after the first
+        # microbatch.
+        alike = (self.candidates.vpp >= rows.candidates.vpp[of]) & ((own > 1) | (known == 1))
+        alike = larger[alike[larger]]
         for column, rows_of, new in (
             (self.slowest_s, smaller, slowest * count),
             (self.total_s, smaller, total * count),
             (self.saved_bytes, larger, rows.costs.saved_bytes.min(axis=1)),
-            (self.fixed_bytes, larger, rows.costs.fixed_bytes),
         ):
             column[rows_of] = np.maximum(column[rows_of], new[of[rows_of]])
+        # What the ends need beyond the others may shrink as these grow: it goes with them.
+        raised = alike[rows.costs.fixed_bytes[of[alike]] > self.fixed_bytes[alike]]
+        self.fixed_bytes[raised] = rows.costs.fixed_bytes[of[raised]]
+        for place in ("embedding", "head"):
+            self.state_bytes[place][raised] = rows.costs.state_bytes[place][of[raised]]

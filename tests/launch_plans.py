@@ -6,6 +6,7 @@ from typing import Any
 
 from autoshard.answering import problem_dict
 from autoshard.asking import Constraints
+from autoshard.costmodels.model import Model
 from autoshard.costmodels.plan import Plan
 from autoshard.costmodels.schedules import scheduled
 from autoshard.front import FrontPoint, ParetoFront
@@ -17,7 +18,7 @@ DEGREES = ("dp", "batch_split", "seq_split", "tp", "pp", "vpp", "cp")
 
 
 def solved(
-    model: str = "llama3-70b",
+    model: str | Model = "llama3-70b",
     chip: str = "h100",
     *,
     stack: str | None = "megatron",

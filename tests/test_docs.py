@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from autoshard.compiler_report import compilers_report
+from autoshard.compiler_verdict import SHIPPED, judge, load_records
 from autoshard.validate_report import validation_report
 from autoshard.validating import Validation, validate
 
@@ -57,6 +59,19 @@ def test_the_figures_of_a_document_are_those_that_validate_prints(
     for costs, text in found:
         lines = [" ".join(line.split()) for line in text.splitlines() if line != "..."]
         assert [line for line in lines if line not in known[costs]] == []
+
+
+def test_the_verdict_of_compilers_is_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Paste the command's output where this fails; ``...`` stands for lines left out."""
+    monkeypatch.setenv("COLUMNS", "120")
+    mark = r"^<!-- printed by autoshard validate --compilers -->\n```text\n(.*?)^```"
+    found = re.findall(mark, (ROOT / "docs/compilers.md").read_text(), flags=re.S | re.M)
+    assert bool(found) == SHIPPED.is_file()
+    known = " ".join(compilers_report(judge(load_records())).split()) if found else ""
+    lines = [" ".join(line.split()) for text in found for line in text.splitlines()]
+    assert [line for line in lines if line != "..." and line not in known] == []
 
 
 def test_the_decomposition_of_the_error_prints_what_its_document_says(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from launch_plans import solved
 
 import autoshard
+from autoshard.catalog import load_model
 from autoshard.costmodels.errors import SpecError, UnknownName
 from autoshard.costmodels.layer_tensors import repeated_operations
 from autoshard.costmodels.plan import Plan
@@ -29,6 +31,9 @@ from autoshard.launch.reading import read_maxtext, read_megatron
 from autoshard.launch.stages import chunk_layers, stage_layers
 from autoshard.options import LAUNCHES
 from autoshard.solving import solve
+
+#: 70B, but so wide that twelve, 96 or 49 x 32 shards cut it evenly, as MaxText wants them.
+DIVISIBLE = dataclasses.replace(load_model("llama3-70b"), name="wide", d_model=3 * 49 * 64)
 
 
 def flags(words: list[str]) -> dict[str, str]:
@@ -200,11 +205,24 @@ def test_maxtext_on_pods() -> None:
     assert values["per_device_batch_size"] == 0.125
 
 
+def test_maxtext_drops_sequences_where_it_has_more_devices() -> None:
+    said = launch_plans.maxtext("pods").launch("maxtext").notes
+    wanted = "of every 1,024 sequences that MaxText loads it trains on the first 128"
+    assert any(wanted in note for note in said)
+    assert not any("drops" in note for note in launch_plans.maxtext("fsdp").launch("maxtext").notes)
+
+
+def test_a_model_has_the_name_that_maxtext_takes() -> None:
+    plan = launch_plans.solved("llama3-405b", layers=(126,), remat="full", **launch_plans.SHARED)
+    assert plan.to_maxtext()["model_name"] == "llama3.1-405b"
+
+
 def test_a_fraction_of_a_sequence_is_not_cut_off() -> None:
     # 1 / 3 of a sequence on 96 chips: int(96 * (1 / 3)) could be 31.
     for tp, split in ((1, 3), (8, 3), (2, 7), (1, 49)):
         plan = solved(
             **launch_plans.SHARED,
+            model=DIVISIBLE,
             seq_len=2 * 3 * 49 * 8 * 8,
             batch_split=32,
             tp=tp,
@@ -468,7 +486,14 @@ def test_other_costs_and_another_recipe_are_noted() -> None:
         ),
         (
             "maxtext",
-            {"stack": "maxtext-gpu", "reshard": 3, "tp": 1, "batch_split": 12, "remat": "full"},
+            {
+                "model": DIVISIBLE,
+                "stack": "maxtext-gpu",
+                "reshard": 3,
+                "tp": 1,
+                "batch_split": 12,
+                "remat": "full",
+            },
             "do not fill NVLink domains of 8",
         ),
     ],

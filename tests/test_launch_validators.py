@@ -20,6 +20,7 @@ import launch_probes
 import pytest
 
 from autoshard.catalog import load_model
+from autoshard.launch.maxtext import MODELS as MODELS_OF_MAXTEXT
 from autoshard.solved import SolvedPlan
 
 pytestmark = [
@@ -242,6 +243,19 @@ def test_maxtext_accepts_its_config(maxtext: Any, name: str) -> None:
     assert config.global_batch_size_to_train_on == sequences
     assert config.num_decoder_layers == sum(plan.layers_per_stage)
     assert config.remat_policy == plan.to_maxtext()["remat_policy"]
+
+
+@pytest.mark.parametrize("name", MODELS_OF_MAXTEXT)
+def test_maxtext_knows_the_models_that_are_named(maxtext: Any, name: str) -> None:
+    model = load_model(name)
+    plan = launch_plans.solved(
+        name, "v5p", stack="maxtext", reshard=3, layers=(model.n_layers,), remat="full", dp=8
+    )
+    config = maxtext.config(plan.launch("maxtext").text, *topology(plan))
+    assert config.num_decoder_layers == model.n_layers
+    assert (config.emb_dim, config.mlp_dim) == (model.d_model, model.d_ff)
+    assert 0 <= config.vocab_size - model.vocab <= 128  # it pads Gemma's by 128
+    assert (config.num_query_heads, config.num_kv_heads) == (model.n_heads, model.n_kv_heads)
 
 
 @pytest.mark.parametrize("name", launch_plans.MAXTEXT)

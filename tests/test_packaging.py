@@ -29,7 +29,7 @@ def sources() -> dict[str, Path]:
     return {
         f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}": path
         for package, folder in PACKAGE_DIR.items()
-        for pattern in ("*.py", "*.toml", "*.csv", "*.css", "*.html", "*.js", "py.typed")
+        for pattern in ("*.py", "*.toml", "*.csv", "*.json", "*.css", "*.html", "*.js", "py.typed")
         for path in (ROOT / folder).rglob(pattern)
         if "__pycache__" not in path.parts
     }

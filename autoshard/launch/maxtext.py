@@ -28,12 +28,16 @@ FRAMEWORK = "MaxText 0.2.5"
 #: attention output. The names are in maxtext/layers/decoders.py, get_remat_policy.
 CUSTOM = {"checkpoints_4": ("query_proj", "context", "out_proj")}
 
-#: Presets of autoshard that are models of MaxText under the same name (maxtext/configs/models).
-#: Preset ``qwen2.5-72b`` has no file there, and gpt3-175b is another variant.
-MODELS = (
-    *("llama2-7b", "llama2-13b", "llama2-70b", "llama3-8b", "llama3-70b", "llama3-405b"),
-    *("gemma-7b", "mistral-7b", "qwen2.5-7b"),
-)
+#: What MaxText calls the presets that it has: ``model_name`` of maxtext/configs/types.py. Its files
+#: in configs/models are more, llama3-405b.yml among them, which it refuses by name. Preset
+#: ``qwen2.5-72b`` has no file there, and gpt3-175b is another variant.
+MODELS = {
+    name: name
+    for name in (
+        *("llama2-7b", "llama2-13b", "llama2-70b", "llama3-8b", "llama3-70b"),
+        *("gemma-7b", "mistral-7b", "qwen2.5-7b"),
+    )
+} | {"llama3-405b": "llama3.1-405b"}
 
 #: Logical axes of MaxText from the innermost, and the degree of each where FSDP is ZeRO-3.
 AXES = {
@@ -76,7 +80,7 @@ def settings(plan: SolvedPlan) -> tuple[dict[str, Any], list[str]]:
     degrees = {axis: getattr(mine, degree) for axis, degree in AXES.items()}
     values: dict[str, Any] = {"base_config": "base.yml"}
     if problem.model.name in MODELS:
-        values["model_name"] = problem.model.name
+        values["model_name"] = MODELS[problem.model.name]
     values["hardware"] = problem.cluster.chip.kind
     values["max_target_length"] = problem.workload.seq_len
     values |= _batch(mine)
@@ -95,7 +99,7 @@ def settings(plan: SolvedPlan) -> tuple[dict[str, Any], list[str]]:
             "num_pipeline_microbatches": mine.microbatches,
         }
     values |= _remat(mine) | {"scan_layers": True} | _precision(problem)
-    notes = _torus(problem, mine, values)
+    notes = _torus(problem, mine, values) + _dropped(mine, values["per_device_batch_size"])
     if "model_name" not in values:
         notes.append(f"MaxText has no model {problem.model.name!r}: say its shape beside this.")
     return values, notes
@@ -118,6 +122,20 @@ def _batch(plan: Plan) -> dict[str, Any]:
     if int(plan.chips_used * each) < sequences:
         each = math.nextafter(each, math.inf)
     return {"per_device_batch_size": each, "gradient_accumulation_steps": steps}
+
+
+def _dropped(plan: Plan, each: float) -> list[str]:
+    """What becomes of data where there are more devices than sequences.
+
+    As many as devices are loaded, and a step cuts off those beyond its batch (maxtext/configs/
+    types.py, calculate_global_batch_sizes, and trainers/pre_train/train.py, loss_fn).
+    """
+    if each >= 1.0:
+        return []
+    return [
+        f"per_device_batch_size is below one: of every {plan.chips_used:,} sequences that MaxText "
+        f"loads it trains on the first {int(plan.chips_used * each):,}, and drops the rest."
+    ]
 
 
 def _optimizer_alone(plan: Plan) -> dict[str, int]:
