@@ -10,7 +10,7 @@ from typing import Any
 from autoshard.columns import Column, Section
 from autoshard.compiler_cells import SMALL
 from autoshard.compiler_tables import OneSided, compared, one_sided, small
-from autoshard.compiler_verdict import EXAMPLES, MOVED, Judged, Reached, Term, Verdict
+from autoshard.compiler_verdict import MOVED, Judged, Reached, Term, Verdict
 from autoshard.words import percent
 
 SCHEMA = "autoshard.validate-compilers/1"
@@ -59,7 +59,7 @@ def _terms(verdict: Verdict) -> Section:
 
 
 def _notes(verdict: Verdict) -> list[str]:
-    own = [case for case in verdict.judged if case.record.case.compiler != EXAMPLES]
+    own = verdict.own
     notes = [
         "Held back: chosen after the memory model was final. Peak memory is judged by these alone, "
         "everything else by all."

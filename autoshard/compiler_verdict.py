@@ -46,6 +46,11 @@ class Judged:
     moved_bytes: float | None
 
     @property
+    def example(self) -> bool:
+        """Whether it is a framework's own program."""
+        return self.record.case.compiler == EXAMPLES
+
+    @property
     def state_error(self) -> float | None:
         """Of weights and optimizer state with the batch, as the compiler counts arguments."""
         said = self.record.argument_bytes
@@ -147,6 +152,11 @@ class Verdict:
     exceptions: tuple[NamedException, ...]
 
     @property
+    def own(self) -> tuple[Judged, ...]:
+        """The cases on which the terms rest."""
+        return tuple(case for case in self.judged if not case.example)
+
+    @property
     def unused(self) -> tuple[NamedException, ...]:
         """Exceptions that cover nothing."""
         used = {id(found) for case in self.judged for found, _ in case.covered}
@@ -185,10 +195,10 @@ def judge(
         SpecError: a case cannot be predicted; it is named.
     """
     judged = tuple(_judged(record, exceptions) for record in records)
-    own = [case for case in judged if case.record.case.compiler != EXAMPLES]
+    own = [case for case in judged if not case.example]
     whole = Reached.by(own)
     held = Reached.by([case for case in own if case.record.case.held_back])
-    examples = Reached.by([case for case in judged if case.record.case.compiler == EXAMPLES])
+    examples = Reached.by([case for case in judged if case.example])
     return Verdict(
         judged=judged,
         all=whole,

@@ -77,6 +77,11 @@ class _Bytes:
     logits: Column
     outputs: Column
 
+    @property
+    def held_layer(self) -> Column:
+        """Parameters of a layer whose state a rank holds."""
+        return self.layer + self.norms
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedMemory:
@@ -105,18 +110,16 @@ class CalibratedMemory:
         """Bytes on one chip; arrays ``[n]`` and ``[n, r]``."""
         facts, b = self.facts, self._bytes(problem, candidates, ladder)
         per_param = b.weights + b.grads + b.optimizer
-        backward = b.backward + b.layer * b.reduced
-        loss = self._loss(b)
-        fixed = backward + b.layer * facts.gathered_layers * b.gather + b.outputs
+        fixed = b.backward + b.layer * facts.gathered_layers * b.gather + b.outputs
         return MemoryCost(
-            layer_state_bytes=per_param * (b.layer + b.norms),
+            layer_state_bytes=per_param * b.held_layer,
             embedding_state_bytes=per_param * b.embedding
             + (b.held + b.lookup) * b.table
-            + facts.allocator * np.maximum(b.looked_up - backward, 0.0),
+            + facts.allocator * np.maximum(b.looked_up - b.backward, 0.0),
             # Beside the gathered tables, the head's gradient waits for that of the embedding.
             head_state_bytes=(per_param + b.held) * b.head
             + b.held * b.table
-            + facts.allocator * np.maximum(loss - backward, 0.0),
+            + facts.allocator * np.maximum(self._loss(b) - b.backward, 0.0),
             saved_bytes=facts.allocator * b.saved,
             fixed_bytes=facts.allocator * fixed + facts.bucket_bytes + facts.overhead_bytes,
         )
@@ -132,8 +135,6 @@ class CalibratedMemory:
         """
         facts, b = self.facts, self._bytes(problem, candidates, ladder)
         none, unsaved = np.zeros(len(candidates)), np.zeros_like(b.saved)
-        backward = b.backward + b.layer * b.reduced
-        loss = self._loss(b)
         copies = facts.copy_bytes / b.shards
 
         def cost(
@@ -153,7 +154,7 @@ class CalibratedMemory:
 
         def state(per_param: Column, of_table: Column = none) -> MemoryCost:
             embedding = per_param * b.embedding + of_table * b.table
-            return cost(per_param * (b.layer + b.norms), embedding, per_param * b.head)
+            return cost(per_param * b.held_layer, embedding, per_param * b.head)
 
         return {
             "parameters": state(b.weights + copies),
@@ -168,10 +169,10 @@ class CalibratedMemory:
                 fixed=facts.allocator * b.layer * facts.gathered_layers * b.gather,
             ),
             "backward transients": cost(
-                embedding=facts.allocator * np.maximum(b.looked_up - backward, 0.0),
-                fixed=facts.allocator * backward,
+                embedding=facts.allocator * np.maximum(b.looked_up - b.backward, 0.0),
+                fixed=facts.allocator * b.backward,
             ),
-            "logits": cost(head=facts.allocator * np.maximum(loss - backward, 0.0)),
+            "logits": cost(head=facts.allocator * np.maximum(self._loss(b) - b.backward, 0.0)),
             "framework overhead": cost(fixed=none + facts.bucket_bytes + facts.overhead_bytes),
         }
 
@@ -184,7 +185,7 @@ class CalibratedMemory:
         """
         b, none = self._bytes(problem, candidates, ladder), np.zeros(len(candidates))
         return MemoryCost(
-            layer_state_bytes=b.lasting * (b.layer + b.norms),
+            layer_state_bytes=b.lasting * b.held_layer,
             embedding_state_bytes=b.lasting * b.embedding,
             head_state_bytes=b.lasting * b.head,
             saved_bytes=np.zeros_like(b.saved),
@@ -205,7 +206,7 @@ class CalibratedMemory:
         wider = np.maximum(b.reduced - COMPUTE_BYTES, 0.0) * np.maximum(b.table - b.layer, 0.0)
         # Of the layers that are gathered at a time, none but the next one is there by then.
         early = np.maximum.reduce(phases) - b.gather * b.layer
-        beside: Column = np.maximum(early, b.backward + b.layer * b.reduced + wider)
+        beside: Column = np.maximum(early, b.backward + wider)
         return beside
 
     def _bytes(self, problem: Problem, candidates: Candidates, ladder: tuple[Rung, ...]) -> _Bytes:
@@ -225,6 +226,8 @@ class CalibratedMemory:
         piped = facts.unsharded_in_pipeline & (candidates.pp > 1)
         gather = np.where((candidates.reshard >= 3) & sharded & ~piped, COMPUTE_BYTES, 0.0)
         cast = np.where(piped, 0.0, recipe.grad_bytes if facts.casts_gradients else 0.0)
+        whole = sharded & ((candidates.reshard >= 2) | piped)
+        reduced = np.where(whole, COMPUTE_BYTES + cast, 0.0)
         saved = np.stack([_weighted(widths, self._stored(problem, rung)) for rung in ladder]).T
         saved = saved + self._unread(problem, candidates, shapes, ladder)
         logit = np.where(candidates.tp > 1, facts.sharded_logit_bytes, facts.logit_bytes)
@@ -272,11 +275,9 @@ class CalibratedMemory:
             held=gather if facts.keeps_tables else np.zeros(len(candidates)),
             lookup=lookups,
             looked_up=looked_up,
-            reduced=np.where(
-                sharded & ((candidates.reshard >= 2) | piped), COMPUTE_BYTES + cast, 0.0
-            ),
+            reduced=reduced,
             saved=saved,
-            backward=backward,
+            backward=backward + params * reduced,
             logits=shapes.tokens * (logit * shapes.vocab + 2.0 * COMPUTE_BYTES * model.d_model),
             outputs=waiting * sent,
         )

@@ -147,7 +147,7 @@ class Program:
                     numbers.add(int(found.group(1)))
         if len(numbers - {0}) != 1:
             raise ValueError(f"%{condition}: the trip count is not one constant: {numbers}")
-        return numbers.pop() if len(numbers) == 1 else max(numbers)
+        return max(numbers)
 
     def collectives(self, axes: dict[str, int]) -> tuple[Collective, ...]:
         """Every collective of a step, equal ones counted together.

@@ -6,17 +6,12 @@ config, mesh of the slice, shapes of state and batch, the function that trains, 
 
 from __future__ import annotations
 
-import datetime
-import math
 import os
 import tempfile
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import trace_xla
-from hlo import read_collectives
 
 from autoshard import evaluate
 from autoshard.compiled import Case, Compiled
@@ -62,36 +57,12 @@ def trace(case: Case, model: Model) -> Compiled:
     config = _config(case, model)
     mesh = train_compile.get_topology_mesh(config)
     step = _step(config, mesh)
-    try:
-        program = train_compile.jit_and_compile(**step)
-    except jax.errors.JaxRuntimeError as error:
-        arguments = _given_bytes(step)
-        peak = trace_xla.refused_bytes(str(error), arguments)
-        return _compiled(case, argument_bytes=arguments, peak_bytes=peak, fits=False)
-    memory = program.memory_analysis()
-    # The output takes the place of the state that it follows, but for the metrics.
-    beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    code = memory.generated_code_size_in_bytes
-    axes = [(AXES[name], size) for name, size in mesh.shape.items() if size > 1]
-    return _compiled(
+    return trace_xla.answer(
         case,
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.argument_size_in_bytes + memory.temp_size_in_bytes + beside + code,
-        fits=True,
-        collectives=read_collectives(program.as_text(), axes),
-        notes=(f"the program itself takes {code:,} bytes",),
-    )
-
-
-def _compiled(case: Case, **values: Any) -> Compiled:
-    unknown: dict[str, Any] = {"temporary_bytes": None, "collectives": (), "notes": ()}
-    return Compiled(
-        case=case,
-        limit_bytes=int(trace_xla.LIMIT_BYTES[case.chip]),
-        versions={name: version(name) for name in ("maxtext", "jax", "jaxlib", "libtpu")},
-        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        **{**unknown, **values},
+        lambda: train_compile.jit_and_compile(**step),
+        given=step["func_input_args"],
+        axes=[(AXES[name], size) for name, size in mesh.shape.items() if size > 1],
+        packages=("maxtext", "jax", "jaxlib", "libtpu"),
     )
 
 
@@ -182,13 +153,3 @@ def _step(config: Any, mesh: Any) -> dict[str, Any]:
         "config": config,
         "logical_axis_rules": logical_axis_rules(config.logical_axis_rules),
     }
-
-
-def _given_bytes(step: Mapping[str, Any]) -> int:
-    """Bytes on one chip of what the step is given; XLA drops those never read."""
-    import jax
-
-    given = jax.tree.leaves(step["func_input_args"])
-    return sum(
-        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize for array in given
-    )

@@ -12,9 +12,12 @@ import datetime
 import math
 import os
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+from hlo import read_collectives
 
 from autoshard.compiled import Case, Compiled
 from autoshard.costmodels.model import Model
@@ -46,46 +49,66 @@ def trace(case: Case, model: Model) -> Compiled:
         ValueError: the program's text, or the refusal, has a form that is not known here.
     """
     prepare()
-    import jax
-    from hlo import read_collectives
+    import llama_jax
 
     mesh = _mesh(case)
-    lowered = lower(case, model, mesh)
+    return answer(
+        case,
+        lambda: lower(case, model, mesh).compile(compiler_options=OPTIONS),
+        given=llama_jax.arguments(model, case.plan, case.seq_len, mesh),
+        axes=tuple(zip(_AXES, mesh.devices.shape, strict=True)),
+        packages=("jax", "jaxlib", "libtpu"),
+    )
+
+
+def answer(
+    case: Case,
+    compile_step: Callable[[], Any],
+    *,
+    given: Any,
+    axes: Sequence[tuple[str, int]],
+    packages: Sequence[str],
+) -> Compiled:
+    """The compiler's answer about a case: a program, or that it does not fit.
+
+    ``given`` is a tree of the shapes and shardings of what the step is given, ``axes`` those of the
+    mesh, ``packages`` what made the program.
+
+    Raises:
+        ValueError: the program's text, or the refusal, has a form that is not known here.
+    """
+    import jax
+
+    said: dict[str, Any] = {
+        "case": case,
+        "limit_bytes": int(LIMIT_BYTES[case.chip]),
+        "versions": {name: version(name) for name in packages},
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+    }
     try:
-        program = lowered.compile(compiler_options=OPTIONS)
+        program = compile_step()
     except jax.errors.JaxRuntimeError as error:
-        arguments = given_bytes(case, model, mesh)
-        return _compiled(
-            case,
+        arguments = given_bytes(given)
+        return Compiled(
             argument_bytes=arguments,
+            temporary_bytes=None,
             peak_bytes=refused_bytes(str(error), arguments),
             fits=False,
+            collectives=(),
+            **said,
         )
     memory = program.memory_analysis()
-    # The output takes the place of the state that it follows, but for the loss.
+    # The output takes the place of the state that it follows, but for the loss and other metrics.
     beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
     code = memory.generated_code_size_in_bytes
-    return _compiled(
-        case,
+    return Compiled(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.argument_size_in_bytes + memory.temp_size_in_bytes + beside + code,
         fits=True,
-        collectives=read_collectives(
-            program.as_text(), tuple(zip(_AXES, mesh.devices.shape, strict=True))
-        ),
+        collectives=read_collectives(program.as_text(), axes),
         notes=(f"the program itself takes {code:,} bytes",),
-    )
-
-
-def _compiled(case: Case, **values: Any) -> Compiled:
-    unknown: dict[str, Any] = {"temporary_bytes": None, "collectives": (), "notes": ()}
-    return Compiled(
-        case=case,
-        limit_bytes=int(LIMIT_BYTES[case.chip]),
-        versions={name: version(name) for name in ("jax", "jaxlib", "libtpu")},
-        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        **{**unknown, **values},
+        **said,
     )
 
 
@@ -112,14 +135,13 @@ def lower(case: Case, model: Model, mesh: Any) -> Any:
     return jax.jit(run, donate_argnums=0, out_shardings=(shardings, None)).lower(state, tokens)
 
 
-def given_bytes(case: Case, model: Model, mesh: Any) -> int:
-    """Bytes on one chip of what the step is given."""
+def given_bytes(given: Any) -> int:
+    """Bytes on one chip of what a step is given; XLA drops those never read."""
     import jax
-    import llama_jax
 
-    given = jax.tree.leaves(llama_jax.arguments(model, case.plan, case.seq_len, mesh))
     return sum(
-        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize for array in given
+        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array in jax.tree.leaves(given)
     )
 
 
